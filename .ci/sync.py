@@ -1,0 +1,84 @@
+"""Write edited text twins (pct/) back into their notebooks (nbs/), run what changed, clean, export, make the README.
+
+Ids and outputs of unchanged cells are kept. A notebook is run, from its own folder, when its code changed;
+evaluation notebooks only when they are named, from the root. A notebook whose run fails is left as it was."""
+import argparse
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from jupytext.combine import combine_inputs_with_outputs
+from nbclient import NotebookClient
+from nbdev.clean import nbdev_clean
+from nbdev.config import add_init
+from nbdev.doclinks import _build_modidx
+from nbdev.export import nb_export
+
+from book import NBS, ROOT, read
+from make_readme import main as make_readme
+
+PCT = ROOT / "pct"
+
+
+def code(nb) -> list[str]:
+    "The sources of the code cells."
+    return [c.source for c in nb.cells if c.cell_type == "code"]
+
+
+def cells(nb) -> list[tuple]:
+    "All that a twin can change of a notebook."
+    return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in nb.cells]
+
+
+def sync(twin: Path, named: bool, run: bool) -> bool:
+    "Bring one notebook in step with its twin; return whether it was written."
+    name = twin.relative_to(PCT).with_suffix("")
+    path, is_eval = NBS / name.with_suffix(".ipynb"), name.parts[0] == "evals"
+    old = read(path) if path.exists() else None
+    new = jupytext.read(twin, fmt="py:percent")
+    if old:
+        new = combine_inputs_with_outputs(new, old, "py:percent")
+    new.metadata.pop("jupytext", None)
+    if old and cells(old) == cells(new) and not run:
+        return False
+    if old and not named and twin.stat().st_mtime < path.stat().st_mtime:
+        print(f"{name}: the notebook is newer than its twin, left alone (make text takes its text, make sync NB={name} overwrites it)")
+        return False
+    changed = run or not old or code(old) != code(new)
+    if changed and (named or not is_eval):
+        print(f"{name}: running", flush=True)
+        cwd = ROOT if is_eval else path.parent
+        NotebookClient(new, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(cwd)}}).execute()
+    elif changed:
+        print(f"{name}: written, not run; its outputs may be old (make sync NB={name} RUN=1 runs it)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new, path)
+    nbdev_clean.__wrapped__(str(path))
+    if not is_eval:
+        nb_export(path, ROOT / "shimmer")
+    print(f"{name}: in step", flush=True)
+    return True
+
+
+def main() -> None:
+    "Sync the named twins, or all."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="notebooks such as 03_lira or evals/quickstart; none: all")
+    parser.add_argument("--run", action="store_true", help="run them even where their code did not change")
+    args = parser.parse_args()
+    twins = [PCT / f"{name}.py" for name in args.names] or sorted(PCT.glob("*.py")) + sorted(PCT.glob("evals/*.py"))
+    for twin in twins:
+        if not twin.exists():
+            sys.exit(f"pct/{twin.relative_to(PCT)} does not exist: a twin is written by `make text`, and named without its ending")
+    written = [sync(twin, named=bool(args.names), run=args.run) for twin in twins]
+    if any(written):
+        add_init(ROOT / "shimmer")
+        _build_modidx()
+    if (NBS / "index.ipynb").exists():
+        make_readme()
+    print(f"{sum(written)} of {len(twins)} notebooks written")
+
+
+if __name__ == "__main__":
+    main()

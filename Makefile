@@ -1,0 +1,63 @@
+# Everything here needs only Python 3.11 or newer, git and make; `make` alone lists the targets.
+PYTHON ?= python3
+PYTEST_FLAGS ?= -q
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PY := .venv/bin/python
+STAMP := .venv/installed
+EVALS := $(wildcard nbs/evals/*.ipynb)
+TWINS := $(patsubst nbs/%.ipynb,pct/%.py,$(wildcard nbs/*.ipynb) $(EVALS))
+
+# One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
+OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+.PHONY: help demo test text sync reports bench docs readme clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: report-quickstart ## train, sample and score a small model in minutes: reports/quickstart.html
+	@echo "Notebook:    reports/quickstart.ipynb"
+	@echo "Web page:    reports/quickstart.html"
+	@echo "Checkpoint:  under reports/quickstart/"
+
+test: $(STAMP) ## check that everything is in step, then test the notebooks and the library
+	$(PY) .ci/check_in_step.py
+	$(OFFLINE) .venv/bin/nbdev_test
+	$(OFFLINE) $(PY) -m pytest $(PYTEST_FLAGS) tests
+
+text: $(TWINS) ## write a text twin of every notebook into pct/ (one you have edited since is kept)
+
+sync: $(STAMP) ## write the edited twins back, run what changed, clean, export (NB="03_lira 06_samplers", RUN=1 to run anyway)
+	$(PY) .ci/sync.py $(if $(RUN),--run) $(NB)
+
+reports: $(EVALS:nbs/evals/%.ipynb=report-%) ## run every evaluation notebook into reports/
+
+bench: report-speed ## time the models on this machine: reports/speed.html
+
+docs: $(STAMP) ## render the book with Quarto into _docs/, or stage and check it where Quarto is missing
+	$(PY) .ci/make_book.py
+
+readme: $(STAMP) ## write README.md from nbs/index.ipynb
+	$(PY) .ci/make_readme.py
+
+clean: ## remove what was made, except the environment, the text twins and the reports
+	rm -rf _proc _docs nbs/nbdev.yml build dist *.egg-info .pytest_cache .hypothesis
+	find nbs shimmer tests .ci -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+report-%: nbs/evals/%.ipynb $(STAMP)
+	@mkdir -p reports
+	$(PY) -m papermill --cwd . --kernel python3 $< reports/$*.ipynb
+	$(PY) -m nbconvert --log-level WARN --to html reports/$*.ipynb
+
+pct/%.py: nbs/%.ipynb | $(STAMP)
+	@mkdir -p $(@D)
+	@$(PY) -m jupytext --quiet --to py:percent --output $@ $<
+	@echo "wrote $@"
+
+$(STAMP): constraints.txt setup.py settings.ini
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; Shimmer needs 3.11 or newer: name one, as in make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
