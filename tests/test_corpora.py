@@ -1,0 +1,156 @@
+"""Tales: probabilities, entropy and verdicts. Loading: every source, and every way it can fail."""
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given, strategies as st
+
+from shimmer.corpora import CAST, STORY, Tales, load_corpus, tell, zipf
+
+TALES = Tales()
+SAMPLE = TALES.sample(20_000, seed=5)
+
+
+def test_probabilities_of_a_listed_grammar_sum_to_one():
+    cast = {name: values[: 2 if name in ("hero", "colour", "problem") else 1] for name, values in CAST.items()}
+    tales = Tales(cast, {slot: {p: lines[p] for p in ("lost", "stuck")} if isinstance(lines, dict) else lines for slot, lines in STORY.items()})
+    total, texts = 0.0, set()
+    for facts in itertools.product(*cast.values()):
+        for told in itertools.product(*(range(n) for n in tales.sizes.values())):
+            if sum(told) % 7 == 0: texts.add(tell(tales.story, dict(zip(cast, facts)), list(told)))
+    choices = lambda told: math.prod(zipf(n)[i] for n, i in zip(tales.sizes.values(), told))
+    expected = sum(choices(told) for told in itertools.product(*(range(n) for n in tales.sizes.values())) if sum(told) % 7 == 0)
+    assert sum(math.exp(tales.log_prob(text)) for text in texts) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mean_surprise_is_the_entropy():
+    surprise = -np.array([TALES.log_prob(text) for text in SAMPLE])
+    assert abs(surprise.mean() - TALES.entropy()) < 3 * surprise.std() / len(surprise) ** 0.5
+
+
+def test_every_sample_is_a_tale_told_in_one_way():
+    for text in SAMPLE:
+        assert TALES.check(text)
+    for text in SAMPLE[:500]:
+        readings = [r for r in TALES.readings(text) if r[-1].line >= 0]
+        assert len(readings) == 1
+
+
+def test_a_longer_sample_begins_with_the_shorter():
+    assert TALES.sample(50, seed=3)[:7] == TALES.sample(7, seed=3)
+    assert TALES.sample(5, seed=3) != TALES.sample(5, seed=4)
+
+
+@given(st.sampled_from(SAMPLE[:2000]), st.data())
+def test_a_changed_fact_is_caught_and_named(text, data):
+    reading = next(TALES.readings(text))
+    said = [(name, value) for sentence in reading for name, value in sentence.facts(TALES.heroes)]
+    repeated = sorted({name for name, _ in said if sum(n == name for n, _ in said) > 1} - {"pronoun", "problem"})
+    name = data.draw(st.sampled_from(repeated))
+    value = dict(said)[name]
+    other = data.draw(st.sampled_from([v for v in CAST[name] if v != value and (name != "hero" or TALES.heroes[v] == TALES.heroes[value])]))
+    broken = text.replace(value, other, 1)
+    verdict = TALES.check(broken)
+    assert not verdict and verdict.reason.startswith(name), (broken, verdict.reason)
+    assert TALES.log_prob(broken) == -math.inf
+
+
+@given(st.sampled_from(SAMPLE[:2000]), st.integers(0, 10_000))
+def test_check_and_log_prob_agree_on_damaged_texts(text, where):
+    words = text.split(" ")
+    i = where % len(words)
+    for damaged in (" ".join(words[:i] + words[i + 1 :]), text[: where % len(text)], text + " " + words[i], text.replace(" ", "  ", 1), ""):
+        assert bool(TALES.check(damaged)) == (TALES.log_prob(damaged) > -math.inf)
+
+
+def test_a_grammar_that_may_leave_a_fact_unsaid_is_refused():
+    with pytest.raises(ValueError, match="feeling may stay unsaid"):
+        Tales(story={**STORY, "mood": ("Then it rained.",) * 3})
+
+
+def test_an_ambiguous_line_sums_over_derivations():
+    tales = Tales(story={**STORY, "ending": ("They all went home happy.",) * 2})
+    assert tales.log_prob(tales.sample(1, 0)[0]) == pytest.approx(
+        Tales(story={**STORY, "ending": ("They all went home happy.",)}).log_prob(tales.sample(1, 0)[0]))
+
+
+def test_tales_load_and_repeat():
+    corpus = load_corpus("tales", limit=30)
+    assert corpus.documents and len(corpus.train) == 30
+    assert corpus.train["text"][:3] == load_corpus("tales", limit=30).train["text"][:3] == TALES.sample(3, seed=0)
+    assert next(iter(load_corpus("tales", limit=5, streaming=True).train))["text"] == corpus.train[0]["text"]
+
+
+def test_documents_of_a_text_file(tmp_path):
+    stories = [f"Story {i}.\n\n\"It ends.\"" for i in range(60)]
+    (tmp_path / "own.txt").write_text("\n<|endoftext|>\n".join(stories))
+    corpus = load_corpus(tmp_path / "own.txt")
+    assert corpus.documents and list(corpus.valid["text"]) == stories[19::20]
+    assert sorted([*corpus.train["text"], *corpus.valid["text"]]) == sorted(stories)
+    assert [row["text"] for row in load_corpus(tmp_path / "own.txt", streaming=True).train] == list(corpus.train["text"])
+    assert len(load_corpus(tmp_path / "own.txt", limit=7).train) == 7
+
+
+@given(st.text(alphabet="ab\n\r é", min_size=20, max_size=300))
+def test_one_long_text_loses_nothing(text):
+    import tempfile
+    from pathlib import Path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "long.txt"
+        path.write_text(text, newline="", encoding="utf-8")
+        corpus = load_corpus(path, streaming=True)
+        train, valid = ("".join(row["text"] for row in rows) for rows in (corpus.train, corpus.valid))
+        assert train + valid == text and len(train) == int(0.9 * len(text))
+
+
+def test_pieces_of_a_longer_text(tmp_path):
+    text = "".join(f"line {i}\n" for i in range(60_000))
+    (tmp_path / "long.txt").write_text(text)
+    corpus = load_corpus(tmp_path / "long.txt")
+    assert len(corpus.train) > 1 and "".join([*corpus.train["text"], *corpus.valid["text"]]) == text
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_rows_of_a_table(tmp_path, suffix):
+    path, texts = tmp_path / f"rows{suffix}", [f"text {i}" for i in range(40)]
+    table = Dataset.from_dict({"text": texts, "other": list(range(40))})
+    table.to_parquet(path) if suffix == ".parquet" else table.to_json(path)
+    corpus = load_corpus(path)
+    assert list(corpus.valid["text"]) == texts[19::20] and corpus.train.column_names == ["text"]
+
+
+def test_shimmer_data_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "tinystories").mkdir()
+    for split in ("train", "valid"):
+        (tmp_path / "tinystories" / f"{split}.txt").write_text(f"One {split}.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
+    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
+    corpus = load_corpus("tinystories")
+    assert list(corpus.train["text"]) == ["One train.", "Two."] and list(corpus.valid["text"]) == ["One valid.", "Two."]
+    with pytest.raises(FileNotFoundError, match="SHIMMER_DATA"):
+        load_corpus("tinyshakespeare")
+
+
+def refused(error, match, *args, **kwargs):
+    with pytest.raises(error, match=match) as caught:
+        load_corpus(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("SHIMMER_DATA", raising=False)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": "alone"}) + "\n")
+    (tmp_path / "untitled.jsonl").write_text(json.dumps({"story": "x"}) + "\n")
+    (tmp_path / "x.docx").write_text("x")
+    refused(FileNotFoundError, "is no file", tmp_path / "absent.txt")
+    refused(FileNotFoundError, "SHIMMER_DATA", "tinystories")
+    refused(FileNotFoundError, "SHIMMER_DATA", "tinyshakespeare")
+    refused(FileNotFoundError, "could not be downloaded", "nobody/nothing")
+    refused(ValueError, "0 training texts", tmp_path / "empty.txt")
+    refused(ValueError, "0 validation texts", tmp_path / "one.jsonl")
+    refused(ValueError, "no column 'text'", tmp_path / "untitled.jsonl")
+    refused(ValueError, "rename or convert", tmp_path / "x.docx")
+    refused(ValueError, "limit is 0", "tales", limit=0)
