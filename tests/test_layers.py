@@ -1,0 +1,451 @@
+"""Attention against naive float64, caches and masks that change nothing, and checkpoints that load whole or say why not."""
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from shimmer.layers import (Attention, KVCache, Prediction, PretrainedModel, SwiGLU, TransformerBlock, attention_mask,
+                            load_model, rotary_angles, rotate)
+
+HEAD_DIM = 4
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def blocks(seed, num_layers=2, hidden_size=8, **kwargs):
+    "A small stack in float64, its weights a function of the seed."
+    layers = nn.ModuleList(TransformerBlock(hidden_size, hidden_size // HEAD_DIM, **kwargs) for _ in range(num_layers)).double()
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in layers.parameters(): p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64) * 0.4 + (p.ndim == 1))
+    return layers
+
+
+def read(layers, x, offset=0, cache=None, **attention):
+    rotary = rotary_angles(x.shape[1], HEAD_DIM, offset)
+    for i, layer in enumerate(layers): x = layer(x, rotary, cache=cache, layer=i, **attention)
+    return x
+
+
+def close(a, b, atol=1e-9): torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+@st.composite
+def batches(draw):
+    "Rows of unequal length: their lengths, and how their columns are cut into pieces."
+    lengths = draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
+    cuts = draw(st.sets(st.integers(1, max(lengths) - 1))) if max(lengths) > 1 else set()
+    edges = [0, *sorted(cuts), max(lengths)]
+    return lengths, [b - a for a, b in zip(edges, edges[1:])]
+
+
+# rotary positions
+
+@given(st.integers(0, 99), st.integers(1, 6), st.integers(0, 200), st.sampled_from([2, 4, 10]), st.sampled_from([100.0, 10_000.0]))
+def test_rotation_is_multiplication_by_a_complex_number(seed, length, offset, head_dim, base):
+    x = normal(seed, 2, 3, length, head_dim)
+    theta = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    turned = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * torch.arange(offset, offset + length)[:, None] * theta)
+    close(rotate(x, *rotary_angles(length, head_dim, offset, base)), torch.cat([turned.real, turned.imag], -1), atol=2e-4)
+
+
+@given(st.integers(0, 99), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
+def test_scores_depend_on_distance_only(seed, m, n, shift):
+    q, k = normal(seed, 2, 1, 1, 1, 8)
+    score = lambda m, n: (rotate(q, *rotary_angles(1, 8, m)) * rotate(k, *rotary_angles(1, 8, n))).sum()
+    close(score(m, n), score(m + shift, n + shift), atol=2e-3)
+
+
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=4), st.integers(1, 5))
+def test_each_row_has_its_own_offset(offsets, length):
+    cos, sin = rotary_angles(length, 6, torch.tensor(offsets))
+    assert cos.shape == (len(offsets), 1, length, 3)
+    for row, offset in enumerate(offsets):
+        assert torch.equal(cos[row, 0], rotary_angles(length, 6, offset)[0]) and torch.equal(sin[row, 0], rotary_angles(length, 6, offset)[1])
+
+
+def test_angles_of_an_odd_head_are_refused():
+    with pytest.raises(ValueError, match="head_dim is 5.*make it even"): rotary_angles(3, 5)
+
+
+def test_rotation_keeps_the_type_and_works_in_float32():
+    x = torch.randn(1, 1, 64, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    y = rotate(x, *rotary_angles(64, 8))
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, rotate(x.double(), *rotary_angles(64, 8)).float().bfloat16())
+
+
+# who attends to whom
+
+@given(st.integers(1, 6), st.integers(0, 6), st.booleans(), st.data())
+def test_the_mask_says_exactly_who_may_attend_to_whom(new, held, causal, data):
+    keys = new + held
+    real = data.draw(st.none() | st.lists(st.booleans(), min_size=keys, max_size=keys))
+    mask = attention_mask(new, keys, None if real is None else torch.tensor([real]), causal)
+    allowed = [[(not causal or j <= held + i) and (real is None or real[j]) for j in range(keys)] for i in range(new)]
+    expected = torch.tensor([row if any(row) else [True] * keys for row in allowed])
+    if mask is None: assert expected.all()
+    else: assert torch.equal(mask.expand(1, 1, new, keys)[0, 0], expected)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 4, dtype=torch.int64), torch.ones(1, 4), torch.ones(1, 3, dtype=torch.bool), torch.ones(4, dtype=torch.bool)])
+def test_masks_of_another_type_or_shape_are_refused(mask):
+    with pytest.raises(ValueError, match="the mask (is|has).*: pass"): Attention(8, 2)(torch.zeros(1, 4, 8), rotary_angles(4, 4), mask=mask)
+
+
+def naive_attention(layer, x, allowed, offset):
+    "One text, one query at a time, straight from the definitions; [L, D]."
+    D, H = x.shape[-1], layer.num_heads
+    d, out = D // H, torch.zeros_like(x)
+    theta = 10_000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+    turn = lambda z, position: torch.complex(*z.chunk(2)) * torch.exp(1j * (position + offset) * theta)
+    norm = lambda module, z: z if module is None else z / (z.pow(2).mean() + torch.finfo(z.dtype).eps).sqrt() * module.weight
+    for i in range(len(x)):
+        for h in range(H):
+            part = lambda t, j: layer.qkv.weight[t * D + h * d:t * D + (h + 1) * d] @ x[j]
+            seen = [j for j in range(len(x)) if allowed(i, j)]
+            query = turn(norm(layer.q_norm, part(0, i)), i)
+            scores = torch.stack([(query.conj() * turn(norm(layer.k_norm, part(1, j)), j)).real.sum() / math.sqrt(d) for j in seen])
+            weight = scores.exp() / scores.exp().sum()
+            out[i, h * d:(h + 1) * d] = sum(w * part(2, j) for w, j in zip(weight, seen))
+    return out @ layer.out.weight.T
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 99), st.integers(1, 5), st.booleans(), st.booleans(), st.integers(-3, 9))
+def test_attention_equals_its_definition(seed, length, causal, qk_norm, offset):
+    layer, x = blocks(seed, 1, qk_norm=qk_norm)[0].attention, normal(seed + 1, 2, length, 8)
+    y = layer(x, rotary_angles(length, HEAD_DIM, offset), causal=causal)
+    for row in range(2): close(y[row], naive_attention(layer, x[row], lambda i, j: not causal or j <= i, offset), atol=1e-5)
+
+
+@given(st.integers(0, 99), batches(), st.booleans(), st.booleans())
+def test_cached_equals_uncached_in_any_pieces_with_any_left_padding(seed, batch, qk_norm, own_offsets):
+    (lengths, sizes), layers = batch, blocks(seed, qk_norm=qk_norm)
+    L, cache, out = max(lengths), KVCache(), []
+    pads = L - torch.tensor(lengths)
+    x, real = normal(seed + 1, len(lengths), L, 8), torch.arange(L) >= pads[:, None]
+    shift = -pads if own_offsets else 17
+    for piece in x.split(sizes, 1):
+        end = cache.length + piece.shape[1]
+        out.append(read(layers, piece, cache.length + shift, cache, mask=real[:, :end], causal=True))
+        assert cache.length == end
+    cached, whole = torch.cat(out, 1), read(layers, x, shift, mask=real, causal=True)
+    close(cached[real], whole[real])
+    assert cached.isfinite().all() and whole.isfinite().all()
+    for row, p in enumerate(pads.tolist()): close(cached[row, p:], read(layers, x[row:row + 1, p:], causal=True)[0], atol=1e-5)
+
+
+@given(st.integers(0, 99), batches())
+def test_cached_equals_uncached_without_a_mask(seed, batch):
+    (lengths, sizes), layers, cache = batch, blocks(seed), KVCache()
+    x = normal(seed + 1, 2, max(lengths), 8)
+    out = [read(layers, piece, cache.length, cache, causal=True) for piece in x.split(sizes, 1)]
+    close(torch.cat(out, 1), read(layers, x, causal=True))
+
+
+@given(st.integers(0, 99), st.integers(2, 7), st.data())
+def test_no_output_moves_when_a_later_token_changes(seed, length, data):
+    at, layers = data.draw(st.integers(0, length - 1)), blocks(seed)
+    x = normal(seed + 1, 1, length, 8)
+    changed = x.clone()
+    changed[0, at] = normal(seed + 2, 8)
+    before, after = read(layers, x, causal=True), read(layers, changed, causal=True)
+    close(before[:, :at], after[:, :at], atol=1e-12)
+    assert (before[:, at] != after[:, at]).any()
+    assert (read(layers, x) != read(layers, changed)).any(-1).all(), "bidirectional outputs all move"
+
+
+@given(st.integers(0, 99), batches(), st.booleans(), st.booleans())
+def test_padding_changes_nothing(seed, batch, causal, left):
+    (lengths, _), layers = batch, blocks(seed)
+    L = max(lengths) + 2
+    pads = L - torch.tensor(lengths)
+    x = normal(seed + 1, len(lengths), L, 8)
+    real = torch.arange(L) >= pads[:, None] if left else torch.arange(L) < L - pads[:, None]
+    y = read(layers, x, -pads if left else 0, mask=real, causal=causal)
+    junk = torch.where(real[..., None], x, normal(seed + 2, len(lengths), L, 8))
+    close(y[real], read(layers, junk, -pads if left else 0, mask=real, causal=causal)[real], atol=1e-12)
+    for row in range(len(lengths)): close(y[row][real[row]], read(layers, x[row:row + 1, real[row]], causal=causal)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_row_of_pads_alone_is_finite_with_finite_gradients(causal):
+    layers, x = blocks(0), normal(1, 2, 4, 8).requires_grad_()
+    real = torch.tensor([[True] * 4, [False] * 4])
+    read(layers, x, mask=real, causal=causal).pow(2).sum().backward()
+    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in layers.parameters())
+
+
+@given(st.integers(0, 99), st.integers(1, 3), st.integers(1, 3))
+def test_a_pattern_of_ones_own(seed, blocks_of_text, length):
+    "Block-causal with blocks of one token is causal; one block alone is bidirectional."
+    layers, L = blocks(seed), blocks_of_text * length
+    x, block = normal(seed + 1, 1, L, 8), torch.arange(L) // length
+    y = read(layers, x, mask=(block[:, None] >= block)[None, None])
+    if length == 1: close(y, read(layers, x, causal=True))
+    if blocks_of_text == 1: close(y, read(layers, x))
+    close(y[:, :length], read(layers, x[:, :length]))
+
+
+@given(st.integers(0, 99), st.floats(0.1, 1e3))
+def test_query_key_normalisation_bounds_the_logits(seed, scale):
+    layer, x = blocks(seed, 1, qk_norm=True)[0].attention, scale * normal(seed + 1, 1, 5, 8)
+    nn.init.ones_(layer.q_norm.weight), nn.init.ones_(layer.k_norm.weight)
+    cache = KVCache()
+    layer(x, rotary_angles(5, HEAD_DIM), cache=cache)
+    assert (cache.layers[0][0].norm(dim=-1) <= math.sqrt(HEAD_DIM) * (1 + 1e-6)).all()
+
+
+def test_mixed_precision_runs_without_a_warning_and_stays_near():
+    layer = TransformerBlock(32, 4, qk_norm=True)
+    x, rotary = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0)), rotary_angles(6, 8)
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("error")
+        y = layer(x, rotary, causal=True, cache=(cache := KVCache()))
+    torch.testing.assert_close(y, layer(x, rotary, causal=True), atol=0.05, rtol=0.05)
+    assert [t.dtype for t in cache.layers[0]] == [torch.bfloat16] * 2
+    assert layer.bfloat16()(x.bfloat16(), rotary).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("sizes", "message"), [((10, 4), "not divisible"), ((8, 0), "not divisible"), ((6, 2), "make it even")])
+def test_head_sizes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message): Attention(*sizes)
+
+
+# SwiGLU and the block
+
+@given(st.integers(0, 99), st.integers(1, 40))
+def test_swiglu_equals_its_definition(seed, hidden_size):
+    layer, x = SwiGLU(hidden_size).double(), normal(seed, 2, hidden_size)
+    gate, up = layer.gate_up.weight.chunk(2)
+    z = x @ gate.T
+    close(layer(x), (z / (1 + torch.exp(-z)) * (x @ up.T)) @ layer.down.weight.T)
+
+
+@given(st.integers(1, 700))
+def test_swiglu_costs_a_plain_layer_and_less_than_64_columns(hidden_size):
+    width = SwiGLU(hidden_size).down.in_features
+    assert width % 64 == 0 and 0 <= width - hidden_size * 8 / 3 < 64
+
+
+def test_a_block_whose_branches_write_nothing_is_the_identity():
+    layer, x = blocks(0, 1)[0], normal(1, 1, 4, 8)
+    nn.init.zeros_(layer.attention.out.weight), nn.init.zeros_(layer.mlp.down.weight)
+    assert torch.equal(read([layer], x), x)
+
+
+def test_dropout_only_in_training():
+    layer, x = blocks(0, 1, dropout=0.5)[0], normal(1, 1, 4, 8)
+    assert torch.equal(read([layer.eval()], x), read([layer], x))
+    torch.manual_seed(0)
+    assert not torch.equal(read([layer.train()], x), read([layer], x))
+
+
+# checkpoints
+
+@dataclass
+class ToyConfig:
+    vocab_size: int
+    hidden_size: int = 4
+    tie: bool = False
+    rate: float = 0.5
+    pad_token_id: int | None = None
+    model_type: str = "toy"
+
+    def __post_init__(self):
+        if self.vocab_size < 1: raise ValueError(f"vocab_size is {self.vocab_size}: a model needs at least 1 token")
+
+
+class Toy(PretrainedModel):
+    config_class = ToyConfig
+
+    def __init__(self, config: ToyConfig, extra: str = ""):
+        super().__init__()
+        self.config, self.extra = config, extra
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        if config.tie: self.head.weight = self.embed.weight
+
+    def forward(self, ids): return Prediction(self.head(self.embed(ids)))
+
+
+@dataclass
+class OtherConfig(ToyConfig):
+    model_type: str = "other"
+
+
+class Other(Toy):
+    config_class = OtherConfig
+
+
+class Ablation(Toy):
+    "Names no config class of its own, so `load_model` keeps giving `Toy`."
+
+
+@pytest.fixture
+def saved(tmp_path):
+    Toy(ToyConfig(5)).save_pretrained(tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+def refused(load, error, *words):
+    "The error is one line that holds the words and, after a colon, what to do."
+    with pytest.raises(error) as caught: load()
+    message = str(caught.value)
+    assert type(caught.value) is error and "\n" not in message and all(w in message for w in words) and ": " in message, message
+
+
+def rewrite(directory, **fields):
+    config = json.loads((directory / "config.json").read_text()) | fields
+    (directory / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "gone"}))
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.floats(0, 1), st.none() | st.integers(0, 8))
+def test_round_trip(tmp_path_factory, vocab_size, hidden_size, tie, rate, pad_token_id):
+    directory, config = tmp_path_factory.mktemp("toy"), ToyConfig(vocab_size, hidden_size, tie, rate, pad_token_id)
+    model = Toy(config)
+    model.steps += 7
+    model.save_pretrained(directory)
+    for load in (load_model, PretrainedModel.from_pretrained, Toy.from_pretrained, lambda d: load_model(str(d))):
+        again = load(directory)
+        assert type(again) is Toy and again.config == config and not again.training
+        assert {n: t.tolist() for n, t in again.state_dict().items()} == {n: t.tolist() for n, t in model.state_dict().items()}
+        assert (again.head.weight is again.embed.weight) == tie
+
+
+def test_saving_writes_the_config_as_it_is_now_and_no_pickle(saved):
+    model = load_model(saved)
+    model.config = replace(model.config, rate=0.25)
+    model.save_pretrained(saved)
+    assert json.loads((saved / "config.json").read_text()) == asdict(model.config) and load_model(saved).config.rate == 0.25
+    assert {f.name for f in saved.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+
+
+def test_loading_draws_no_random_numbers(saved):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    load_model(saved)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_subclass_without_a_config_class_loads_itself_and_only_itself(saved):
+    assert type(Ablation.from_pretrained(saved)) is Ablation and type(load_model(saved)) is Toy
+
+
+def test_what_a_model_takes_besides_its_config(saved):
+    assert load_model(saved, extra="more").extra == "more"
+
+
+def test_a_number_with_no_fraction_is_still_a_float(saved):
+    rewrite(saved, rate=1)
+    assert load_model(saved).config.rate == 1
+
+
+def test_a_field_left_out_has_its_default(saved):
+    rewrite(saved, rate="gone")
+    assert load_model(saved).config.rate == 0.5
+
+
+@pytest.mark.parametrize("source", ["no-such-model", "./a/b", "/no/such/dir", "a/b/c", "a\\b", "", "a/"])
+def test_paths_that_lead_nowhere(source, monkeypatch):
+    monkeypatch.setattr("shimmer.layers.hf_hub_download", lambda *args, **kwargs: pytest.fail("the Hub was asked for a path"))
+    refused(lambda: load_model(source), FileNotFoundError, source, "config.json" if source == "" else "save_pretrained")
+
+
+def test_a_path_below_an_existing_directory_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shimmer.layers.hf_hub_download", lambda *args, **kwargs: pytest.fail("the Hub was asked for a path"))
+    (tmp_path / "runs").mkdir()
+    refused(lambda: load_model("runs/best"), FileNotFoundError, "runs/best", "is not a directory")
+    refused(lambda: load_model(tmp_path / "model.safetensors"), FileNotFoundError, "is not a directory")
+
+
+def test_a_hub_id_that_cannot_be_had():
+    refused(lambda: load_model("nobody/nothing"), FileNotFoundError, "nobody/nothing", "the Hub gave no config.json")
+
+
+def test_a_hub_id_is_fetched_with_the_options_given(saved, monkeypatch):
+    asked = []
+    def download(repo, name, **options):
+        asked.append((repo, name, options["revision"]))
+        return str(saved / name)
+    monkeypatch.setattr("shimmer.layers.hf_hub_download", download)
+    assert type(load_model("owner/toy", revision="v1")) is Toy
+    assert asked == [("owner/toy", "config.json", "v1"), ("owner/toy", "model.safetensors", "v1")]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_directory_that_lacks_a_file(saved, name):
+    (saved / name).unlink()
+    refused(lambda: load_model(saved), FileNotFoundError, str(saved), f"has no {name}")
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_weights_cut_short_anywhere(tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("toy")
+    Toy(ToyConfig(5)).save_pretrained(directory)
+    whole = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(whole[:data.draw(st.integers(0, len(whole) - 1))])
+    refused(lambda: load_model(directory), ValueError, "model.safetensors", "no whole safetensors file")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"model_type": 3}', "\xff\xfe"])
+def test_a_config_that_is_none(saved, text):
+    (saved / "config.json").write_bytes(text.encode("latin-1"))
+    refused(lambda: load_model(saved), ValueError, str(saved / "config.json"))
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"num_heads": 3, "colour": "red"}, ["doesn't know (colour, num_heads)"]),
+    ({"vocab_size": "gone"}, ["lacks vocab_size"]),
+    ({"vocab_size": "5"}, ['vocab_size = "5"', "int"]),
+    ({"vocab_size": 5.0}, ["vocab_size = 5.0", "int"]),
+    ({"vocab_size": True}, ["vocab_size = true", "int"]),
+    ({"pad_token_id": "x"}, ['pad_token_id = "x"', "int | None"]),
+    ({"vocab_size": 0}, ["vocab_size is 0", "at least 1"]),
+    ({"model_type": "unheard-of"}, ["'unheard-of'", "import the module"]),
+    ({"model_type": "unheard_of"}, ["'unheard_of'", "import the module"]),
+    ({"hidden_size": 8}, ["embed.weight (5, 4) for (5, 8)", "head.weight (5, 4) for (5, 8)"]),
+    ({"vocab_size": 6}, ["embed.weight (5, 4) for (6, 4)"]),
+    ({"tie": True}, ["doesn't know"]),
+])
+def test_a_config_of_something_else(saved, fields, words):
+    rewrite(saved, **fields)
+    refused(lambda: load_model(saved), ValueError, "config.json", *words)
+
+
+def test_weights_that_lack_a_tensor(tmp_path):
+    Toy(ToyConfig(5, tie=True)).save_pretrained(tmp_path)
+    rewrite(tmp_path, tie=False)
+    refused(lambda: load_model(tmp_path), ValueError, "lacks tensors of Toy", "weight")
+
+
+def test_a_checkpoint_of_another_model(saved):
+    refused(lambda: Other.from_pretrained(saved), ValueError, "'toy'", "Other loads 'other'", "load_model")
+    rewrite(saved, model_type="other")
+    assert type(load_model(saved)) is Other
+
+
+def test_a_known_module_is_imported_for_its_model_type(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    import shimmer
+    monkeypatch.setattr(shimmer, "__path__", [*shimmer.__path__, str(tmp_path)])
+    (tmp_path / "latecomer.py").write_text(
+        "from dataclasses import dataclass\nfrom torch import nn\nfrom shimmer.layers import PretrainedModel\n"
+        "@dataclass\nclass LateConfig:\n    model_type: str = 'latecomer'\n"
+        "class Late(PretrainedModel):\n    config_class = LateConfig\n"
+        "    def __init__(self, config: LateConfig):\n        super().__init__()\n        self.config, self.layer = config, nn.Linear(1, 1)\n")
+    Toy(ToyConfig(5)).save_pretrained(tmp_path / "toy")
+    rewrite(tmp_path / "toy", model_type="latecomer")
+    refused(lambda: load_model(tmp_path / "toy"), ValueError, "LateConfig doesn't know")
