@@ -37,27 +37,27 @@ CAST = dict(
 # %% ../nbs/00_corpora.ipynb #43641d29
 STORY = dict(
     opening=("Once upon a time, there was a {kind} named {hero}.",
-             "Once there was a {kind} named {hero}.",
-             "{hero} was a little {kind}."),
-    toy=("{They} had a {colour} {thing}.", "{They} loved {their} {colour} {thing}.", "{They} got a new {colour} {thing}."),
-    outing=("One day, {they} took it to the {place}.", "One day, {hero} went to the {place}.", "{They} played with the {thing} at the {place}."),
+             "A long time ago, there was a {kind} named {hero}.",
+             "Once in a town, there was a {kind} named {hero}."),
+    toy=("{They} had a {colour} {thing}.", "{They} loved {their} {colour} {thing}.", "{They} got a {colour} {thing}."),
+    outing=("One day, {they} took it to the {place}.", "One day, {hero} went out to the {place}.", "Then, {they} took the {thing} to the {place}."),
     trouble=dict(
-        lost=("But the {thing} got lost.", "Soon {they} could not find it."),
-        stuck=("Then the {thing} got stuck.", "Then it flew into a tree."),
-        dirty=("But the {thing} got dirty.", "Then it fell in the mud."),
-        broken=("But the {thing} broke.", "Then {they} fell and broke it."),
-        blown=("But the {thing} flew away.", "Then the wind took it.")),
-    mood=("{hero} was {feeling}.", "{They} felt very {feeling}.", "Now {they} was {feeling}."),
-    meeting=("A {animal} came to help.", "A {animal} said, \"Do not be {feeling}!\"", "Then {they} met a kind {animal}."),
+        lost=("But the {thing} got lost.", "Then {they} lost the {thing}."),
+        stuck=("Then the {thing} got stuck.", "Then a tree caught it."),
+        dirty=("But the {thing} got dirty.", "Then mud fell on it."),
+        broken=("Then {they} broke the {thing}.", "But it fell and broke."),
+        blown=("But the {thing} blew away.", "Then the wind took it.")),
+    mood=("{hero} was very {feeling}.", "{They} felt so {feeling}.", "Now {they} was {feeling}."),
+    meeting=("Then {they} met a very kind {animal}.", "A {animal} saw how {feeling} {they} was.", "A {animal} asked why {they} was {feeling}."),
     rescue=dict(
-        lost=("The {animal} found the {colour} {thing}.", "The {animal} saw it in the grass."),
-        stuck=("The {animal} got the {colour} {thing}.", "The {animal} went up to get it."),
+        lost=("The {animal} found the {colour} {thing}.", "The {animal} dug it up again."),
+        stuck=("The {animal} got the {colour} {thing}.", "The {animal} climbed up for it."),
         dirty=("The {animal} washed the {colour} {thing}.", "The {animal} made it clean again."),
         broken=("The {animal} fixed the {colour} {thing}.", "The {animal} had glue for it."),
-        blown=("The {animal} caught the {colour} {thing}.", "The {animal} ran and brought it back.")),
-    thanks=("{hero} was not {feeling} now.", "\"Thank you, {animal}!\" said {hero}.", ""),
+        blown=("The {animal} caught the {colour} {thing}.", "The {animal} ran and got it.")),
+    thanks=("{hero} was not {feeling} now.", "{hero} said thank you to the {animal}.", ""),
     ending=("They played at the {place} all day.", "{hero} and the {animal} were best friends.",
-            "{They} took the {colour} {thing} home.", "They all went home happy."),
+            "{They} took the {colour} {thing} back home.", "They all went home and were happy."),
 )
 
 # %% ../nbs/00_corpora.ipynb #2bdf55d1
