@@ -1,0 +1,469 @@
+"""The command line, end to end: what it makes, what it refuses, and that a refusal is one line."""
+import dataclasses
+import inspect
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+
+from shimmer import cli
+from shimmer.samplers import Order, Schedule
+
+SIZE = "--num_samples 400 --hidden_size 16 --num_layers 1 --num_heads 2 --num_refine_steps 1 --qk_norm --batch_size 32 --lr 3e-3 " \
+       "--stage_epochs 1 --validation_texts 8 --validation_draws 2 --device cpu"
+SOURCE = "--progressive --model lira --dataset tinystories --num_samples 100000 --vocab_size 10000 --hidden_size 288 --num_layers 6 --num_heads 6 " \
+         "--max_seq_len 256 --batch_size 64 --stage_epochs 3 --lr 2e-4 --device cuda --gpu 0 --fp16 --checkpoint_name lira_12m"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    "A folder with one finished run, checkpoints/tiny; tests leave it as it is."
+    folder = tmp_path_factory.mktemp("cli")
+    before = os.getcwd()
+    os.chdir(folder)
+    try: assert cli.main(shlex.split(f"train {SIZE} --checkpoint_name tiny")) == 0
+    finally: os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def run(shared, monkeypatch, capsys):
+    "Run a command in the shared folder; returns exit code, output and error lines."
+    monkeypatch.chdir(shared)
+    monkeypatch.delenv("SHIMMER_DATA", raising=False)
+
+    def call(line):
+        capsys.readouterr()
+        try: code = cli.main(shlex.split(line))
+        except SystemExit as stop: code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    "Run a command that must be refused in one line on standard error, without output files; returns the line."
+    def call(line, *parts):
+        code, _, err = run(line)
+        assert code == 2, err
+        assert err.startswith("shimmer: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        for part in parts: assert part in err, err
+        return err
+    return call
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+# --- what it makes -------------------------------------------------------------------------------
+
+def test_training_leaves_a_whole_checkpoint_and_says_where(run, shared):
+    code, out, err = run(f"train {SIZE} --checkpoint_name fresh")
+    assert (code, err) == (0, "")
+    assert "checkpoints/fresh" in out and "learning_curve.png" in out and "nats a canvas" in out and "bits per byte" in out and "entropy" in out
+    names = {path.name for path in (shared / "checkpoints/fresh").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "shimmer_tokenizer.json", "log.jsonl", "training_state", "learning_curve.png", "flags.json"}
+    same = shared / "checkpoints/tiny/model.safetensors"
+    assert (shared / "checkpoints/fresh/model.safetensors").read_bytes() == same.read_bytes()
+
+
+def test_generate_goes_on_from_the_prompt(run):
+    code, out, err = run('generate --checkpoint checkpoints/tiny --prompt "Once upon a time" --num_samples 2 --num_steps 4 --seed 1')
+    assert (code, err) == (0, "")
+    assert out.count("Once upon a time") == 2
+    assert run('generate --checkpoint checkpoints/tiny --prompt "Once upon a time" --num_steps 4 --seed 2')[1] in out
+
+
+@pytest.mark.parametrize("flags", ["--sampler remask --threshold 0.6 --remask_threshold 0.2", "--order random --schedule cosine", "--temperature 0", "--num_refine_steps 2", "--gen-length 5"])
+def test_generate_takes_every_way_to_write(run, flags):
+    code, out, err = run(f"generate --checkpoint checkpoints/tiny --prompt Once --num_steps 3 {flags}")
+    assert (code, err) == (0, "") and out.startswith("Once")
+
+
+def test_show_prints_the_trajectory(run):
+    _, out, _ = run("generate --checkpoint checkpoints/tiny --prompt Once --gen_length 4 --num_steps 2 --show")
+    assert "call" in out and "stopped: canvas full" in out
+
+
+def test_infilling_keeps_what_was_given(run, shared):
+    from shimmer.corpora import Tales
+    tale = Tales().sample(1, seed=3)[0]
+    first, second, *rest = tale.split(" ")
+    _, out, _ = run("generate --checkpoint checkpoints/tiny --infill " + shlex.quote(" ".join([first, "____", *rest])))
+    assert out.startswith(first) and out.rstrip("\n").endswith(" ".join(rest))
+
+
+def test_blanks_by_tokenizer():
+    from shimmer.tokenizers import CharTokenizer, WordTokenizer
+    words, letters = WordTokenizer.train(["a red ball."]), CharTokenizer.train(["a red ball."])
+    assert cli.blanks("a ___ ball.", words) == [words.encode("a")[0], words.mask_token_id, *words.encode(" ball.")]
+    assert cli.blanks("[MASK:2].", words) == [words.mask_token_id] * 2 + words.encode(".")
+    assert cli.blanks("a __[MASK] [MASK]", letters) == [*letters.encode("a "), letters.mask_token_id, letters.mask_token_id, *letters.encode(" "), letters.mask_token_id]
+    with pytest.raises(ValueError, match="blank of no tokens"): cli.blanks("[MASK:0]", words)
+
+
+def test_infilling_ends_the_text_or_leaves_room(shared, monkeypatch):
+    monkeypatch.chdir(shared)
+    options = cli.Sampling(checkpoint="checkpoints/tiny", infill="Once ___ a time", device="cpu")
+    model, tokenizer = cli.load(options)
+    whole, = cli.canvas_of(model, tokenizer, options)
+    assert len(whole) == 80 and (whole[4:] == tokenizer.eos_token_id).all() and (whole == tokenizer.mask_token_id).sum() == 1
+    options.gen_length = 3
+    open_ended, = cli.canvas_of(model, tokenizer, options)
+    assert (open_ended == tokenizer.mask_token_id).tolist() == [False, True, False, False, True, True, True]
+
+
+def test_evaluate_measures_and_writes_json(run, shared):
+    code, out, err = run("evaluate --checkpoint checkpoints/tiny --num_texts 16 --draws 2 --num_tales 4 --output figures.json")
+    assert (code, err) == (0, "") and "nelbo_nats_per_canvas" in out
+    figures = json.loads((shared / "figures.json").read_text())
+    assert figures["corpus"] == "tales" and figures["canvases"] == 16 and figures["canvas_length"] == 80
+    assert figures["nelbo_nats_per_canvas"] > figures["entropy_nats_per_tale"]
+    assert figures["nelbo_nats_per_token"] == pytest.approx(figures["nelbo_nats_per_canvas"] / 80)
+    assert 0 < figures["nelbo_standard_error"] < figures["nelbo_nats_per_canvas"]
+    low, high = figures["tales_right_95_percent"]
+    assert 0 <= low <= figures["tales_right"] <= high <= 1 and sum(figures["tales_wrong_by"].values()) == 4 * (1 - figures["tales_right"])
+    assert all(figures[name] is None or 0 <= figures[name] <= 1 for name in ("confidence_right", "confidence_wrong", "accuracy_half_masked"))
+
+
+def test_full_scores_every_validation_text(run, monkeypatch):
+    import shimmer.likelihood
+    monkeypatch.setattr(shimmer.likelihood, "nelbo", lambda model, ids, **options: torch.ones(len(ids), dtype=torch.float64))
+    monkeypatch.setattr(cli, "confidence_by_rightness", lambda *args: {})
+    monkeypatch.setattr(cli, "judge_tales", lambda *args: {})
+    from shimmer.corpora import load_corpus
+    assert f"{len(load_corpus('tales', limit=1).valid):,}" in run("evaluate --checkpoint checkpoints/tiny --full")[1]
+
+
+def test_confidence_is_split_by_rightness():
+    class Knowing:
+        "Predicts 1 everywhere, and is sure of itself at even positions."
+        config = type("Config", (), {"mask_token_id": 3})
+        def denoise(self, ids):
+            logits = torch.zeros(*ids.shape, 3).index_fill(-1, torch.tensor(1), 9.0)
+            return type("Prediction", (), {"logits": logits, "confidence": torch.where(torch.arange(ids.shape[1]) % 2 == 0, 0.9, 0.2).expand(ids.shape)})
+    ids = torch.tensor([[1, 0] * 20, [1, 2] * 20])
+    found = cli.confidence_by_rightness(Knowing(), ids)
+    assert found["confidence_right"] == pytest.approx(0.9) and found["confidence_wrong"] == pytest.approx(0.2) and 0.2 < found["accuracy_half_masked"] < 0.8
+    assert cli.confidence_by_rightness(Knowing(), ids[:1], ignore=0)["confidence_wrong"] is None
+
+
+@pytest.mark.parametrize("ending, start", [("html", b"<!doctype html>"), ("gif", b"GIF8"), ("png", b"\x89PNG")])
+def test_animate_by_ending(run, shared, ending, start):
+    code, out, err = run(f"animate --checkpoint checkpoints/tiny --prompt Once --gen_length 6 --num_steps 3 --output tale.{ending}")
+    assert (code, err) == (0, "") and out == f"tale.{ending}\n"
+    assert (shared / f"tale.{ending}").read_bytes().startswith(start)
+    assert run(f"animate --checkpoint checkpoints/tiny --prompt Once --gen_length 6 --num_steps 3 --output tale.{ending} --overwrite")[0] == 0
+
+
+def test_info(run, monkeypatch):
+    monkeypatch.setenv("SHIMMER_CACHE", "elsewhere")
+    code, out, _ = run("info --checkpoint checkpoints/tiny")
+    assert code == 0 and "elsewhere" in out and torch.__version__ in out
+    assert "hidden_size" in out and "nats a canvas at step" in out and "word" in out
+
+
+# --- flags ---------------------------------------------------------------------------------------
+
+def test_the_source_texts_line_parses(monkeypatch):
+    seen = []
+    monkeypatch.setitem(cli.COMMANDS, cli.Train, seen.append)
+    assert cli.main(["train", *shlex.split(SOURCE)]) == 0
+    assert cli.main(["train", *shlex.split(SOURCE.replace("_size", "-size").replace("--dataset", "--corpus"))]) == 0
+    options, same = seen
+    assert options == same
+    assert (options.dataset, options.num_samples, options.vocab_size, options.hidden_size, options.num_layers, options.num_heads) == ("tinystories", 100_000, 10_000, 288, 6, 6)
+    assert (options.max_seq_len, options.batch_size, options.stage_epochs, options.lr, options.device, options.gpu, options.fp16) == (256, 64, 3, 2e-4, "cuda", 0, True)
+    assert [(s.num_refine_steps, s.mask_ratio, s.confidence_weight, s.epochs) for s in cli.stages_of(options)] == [
+        (1, (0.3, 0.3), 0.0, 3), (4, (0.3, 0.3), 0.0, 3), (4, (0.1, 1.0), 0.0, 3), (4, (0.1, 1.0), 0.1, 3)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_the_source_texts_line_asks_for_cuda(refused):
+    refused(f"train {SOURCE}", "'cuda'", "not available")
+
+
+STORIES = "".join(f"{name} saw a {animal}. The {animal} was {mood}. {name} was {mood} too.\n<|endoftext|>\n"
+                  for name in ("Tim", "Ann", "Sue", "Bob") for animal in ("dog", "cat", "cow", "hen", "fox") for mood in ("glad", "sad", "calm", "shy"))
+
+
+def test_the_source_texts_line_trains_without_cuda(run, shared, tmp_path, monkeypatch):
+    (tmp_path / "tinystories").mkdir()
+    for split in ("train", "valid"): (tmp_path / "tinystories" / f"{split}.txt").write_text(STORIES)
+    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
+    tiny = {"--device cuda --gpu 0 --fp16": "--device cpu --validation_texts 8 --validation_draws 1", "--vocab_size 10000": "--vocab_size 290", "--hidden_size 288": "--hidden_size 12",
+            "--num_layers 6": "--num_layers 1", "--max_seq_len 256": "--max_seq_len 64", "--batch_size 64": "--batch_size 10"}
+    line = SOURCE
+    for full, small in tiny.items(): line = line.replace(full, small)
+    code, out, err = run(f"train {line}")
+    assert (code, err) == (0, "") and "checkpoints/lira_12m" in out and "sentencepiece" in out
+    stages = {row["stage"] for row in map(json.loads, (shared / "checkpoints/lira_12m/log.jsonl").read_text().splitlines())}
+    assert stages == {"single pass", "iterations", "variable masking", "confidence"}
+    code, out, err = run('generate --checkpoint checkpoints/lira_12m --prompt "Tim saw" --num_steps 3')
+    assert (code, err) == (0, "") and out.startswith("Tim saw")
+
+
+def test_a_corpus_decides_tokenizer_and_length(run, shared, tmp_path, monkeypatch):
+    (tmp_path / "tinyshakespeare").mkdir()
+    (tmp_path / "tinyshakespeare/input.txt").write_text("To be, or not to be, that is the question:\n" * 600)
+    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
+    code, out, err = run(f"train {SIZE.replace('--num_samples 400', '')} --corpus tinyshakespeare --batch_size 8 --checkpoint_name letters")
+    assert (code, err) == (0, "") and "canvases of 256" in out and "char" in out and "entropy" not in out
+    assert run("evaluate --checkpoint checkpoints/letters --num_texts 2 --draws 1")[0] == 0
+    assert run('generate --checkpoint checkpoints/letters --infill "To __, or" --num_samples 2')[1].count("To ") == 2
+
+
+def test_choices_are_the_samplers_own():
+    hints = typing.get_type_hints(cli.Sampling)
+    assert typing.get_args(hints["order"]) == typing.get_args(Order) and typing.get_args(hints["schedule"]) == typing.get_args(Schedule)
+
+
+def test_flags_reach_what_they_are_named_after(shared):
+    from shimmer.lira import LatentCanvasConfig
+    options = cli.Train(device="cpu", hidden_size=24, num_heads=2, qk_norm=True, num_prelude_layers=1, reinject=True, max_seq_len=12, lr=0.5, gradient_accumulation=2, ema_decay=0.9, seed=3)
+    tokenizer = type("Ids", (), dict(vocab_size=7, mask_token_id=7, pad_token_id=6))
+    config = cli.build_model(options, tokenizer).config
+    assert {**cli.same_names(LatentCanvasConfig, options), "vocab_size": 7}.items() <= cli.same_names(LatentCanvasConfig, config).items()
+    assert (config.qk_norm, config.num_prelude_layers, config.reinject, config.max_seq_len, config.vocab_size, config.pad_token_id) == (True, 1, True, 12, 7, 6)
+    train = cli.train_config(options, Path("x"))
+    assert (train.lr, train.gradient_accumulation, train.ema_decay, train.seed, train.checkpoint_dir, train.progress) == (0.5, 2, 0.9, 3, "x", False)
+
+
+def test_weights_are_a_function_of_the_seed():
+    tokenizer = type("Ids", (), dict(vocab_size=7, mask_token_id=7, pad_token_id=6))
+    weight = lambda seed: cli.build_model(cli.Train(hidden_size=16, num_heads=2, max_seq_len=8, seed=seed), tokenizer).token_head.weight
+    assert torch.equal(weight(1), weight(1)) and not torch.equal(weight(1), weight(2))
+
+
+@pytest.mark.parametrize("kind", cli.COMMANDS, ids=lambda kind: kind.__name__)
+def test_every_flag_has_a_help_text(capsys, kind):
+    with pytest.raises(SystemExit) as stop: cli.main([kind.__name__.lower(), "--help"])
+    text = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
+    assert stop.value.code == 0
+    source = "".join(inspect.getsource(part) for part in kind.__mro__ if dataclasses.is_dataclass(part))
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", source, re.M))
+    for field in dataclasses.fields(kind):
+        assert f"--{field.name}" in text and comments[field.name] in text, field.name
+
+
+@pytest.mark.parametrize("line", ["train --nope 3", "train --batch_size many", "generate", "nothing", "train --optimizer sgd", ""])
+def test_usage_errors_are_exit_2_without_a_traceback(run, line):
+    code, _, err = run(line)
+    assert code == 2 and err and "Traceback" not in err
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags, parts", [
+    ("--model gpt", ["'gpt'", "lira"]),
+    ("--corpus nosuch.txt", ["nosuch.txt"]),
+    ("--corpus nosuch", ["'nosuch'", "tales"]),
+    ("--corpus tinystories", ["tinystories", "SHIMMER_DATA"]),
+    ("--corpus empty.txt", ["empty.txt", "0 training texts"]),
+    ("--corpus short.txt --tokenizer char", ["shorter than one canvas", "max_seq_len"]),
+    ("--corpus short.txt", ["vocab_size", "10000"]),
+    ("--hidden_size 17", ["17", "num_heads"]),
+    ("--mask_ratio 0 1", ["mask_ratio", "(0, 1]"]),
+    ("--mask_ratio 0.5 1.5", ["mask_ratio", "1.5"]),
+    ("--num_refine_steps 0", ["num_refine_steps is 0", "at least 1"]),
+    ("--stage_epochs 0", ["epochs is 0"]),
+    ("--batch_size 0", ["batch_size is 0"]),
+    ("--batch_size 1000", ["batch_size is 1000"]),
+    ("--num_samples 0", ["limit is 0"]),
+    ("--vocab_size 300", ["vocab_size=", "word"]),
+    ("--max_seq_len 0", ["max_seq_len"]),
+    ("--fp16", ["fp16", "bf16"]),
+    ("--gpu 0", ["gpu 0", "cpu"]),
+    ("--checkpoint_name ../figures_folder --overwrite", ["is no checkpoint", "left alone"]),
+])
+def test_training_is_refused(refused, shared, flags, parts):
+    (shared / "empty.txt").write_text("")
+    (shared / "short.txt").write_text("A short text.\nOf two lines.\n")
+    (shared / "figures_folder").mkdir(exist_ok=True)
+    refused(f"train {SIZE} --checkpoint_name refused {flags}", *parts)
+    assert not (shared / "checkpoints/refused").exists() and (shared / "figures_folder").is_dir()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("command", ["generate", "evaluate", "animate --output x.gif"])
+def test_cuda_that_is_absent(refused, command):
+    refused(f"{command} --checkpoint checkpoints/tiny --device cuda", "'cuda'", "not available")
+
+
+@pytest.mark.parametrize("flags, parts", [
+    ("--gen_length 0", ["gen_length is 0"]),
+    ("--gen_length 81", ["81", "80"]),
+    ("--prompt " + shlex.quote("Once" + " a" * 89), ["90 tokens", "80"]),
+    ("--prompt Zebra", ["'Zebra'", "prompt"]),
+    ("--infill 'Lily ran.'", ["no blank", "___"]),
+    ("--infill '[MASK:0]'", ["no tokens"]),
+    ("--infill '[MASK:200]'", ["200", "80"]),
+    ("--infill 'Lily ___' --prompt Lily", ["prompt and infill"]),
+    ("--infill '___' --gen_length 80", ["80"]),
+    ("--num_refine_steps 0", ["num_refine_steps is 0"]),
+    ("--num_steps 0", ["num_steps is 0"]),
+    ("--num_samples 0", ["num_samples is 0"]),
+    ("--temperature -1", ["temperature"]),
+])
+def test_writing_is_refused(refused, flags, parts):
+    refused(f"generate --checkpoint checkpoints/tiny {flags}", *parts)
+
+
+@pytest.fixture
+def copy(shared):
+    "A copy of the finished run that may be damaged."
+    folder = shared / "checkpoints/copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    return Path(shutil.copytree(shared / "checkpoints/tiny", folder))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "checkpoints/nowhere", "checkpoints", "lira_final.pt"])
+def test_a_checkpoint_that_is_none(refused, name):
+    for command in ("generate", "evaluate", "info", "animate --output none.gif"): refused(f"{command} --checkpoint {name}", name)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "shimmer_tokenizer.json"])
+@pytest.mark.parametrize("size", [None, 0, 60])
+def test_a_checkpoint_that_is_not_whole(refused, copy, file, size):
+    if size is None: (copy / file).unlink()
+    else: os.truncate(copy / file, size)
+    refused("generate --checkpoint checkpoints/copy", file)
+
+
+def test_a_checkpoint_of_another_model(refused, copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
+    refused("generate --checkpoint checkpoints/copy", "'unheard_of'")
+
+
+def test_a_checkpoint_with_a_foreign_tokenizer(refused, copy):
+    from shimmer.tokenizers import WordTokenizer
+    WordTokenizer.train(["Once upon a time."]).save_pretrained(copy)
+    refused("generate --checkpoint checkpoints/copy", "tokenizer", "belong together")
+
+
+def test_damaged_notes_of_a_run(refused, copy):
+    (copy / "flags.json").write_text("{")
+    refused("evaluate --checkpoint checkpoints/copy", "flags.json", "damaged")
+    (copy / "flags.json").unlink()
+    refused("evaluate --checkpoint checkpoints/copy", "--corpus")
+    (copy / "training_state/progress.json").write_text("{")
+    refused("info --checkpoint checkpoints/copy", "progress.json", "damaged")
+
+
+@pytest.mark.parametrize("file", ["progress.json", "tensors.safetensors"])
+def test_a_training_state_that_is_not_whole(refused, copy, file):
+    os.truncate(copy / "training_state" / file, 60)
+    held = snapshot(copy)
+    refused(f"train {SIZE} --checkpoint_name copy --resume", "checkpoints/copy", "damaged")
+    assert snapshot(copy) == held
+
+
+def test_what_exists_is_not_replaced(refused, shared, copy):
+    held = snapshot(copy)
+    refused(f"train {SIZE} --checkpoint_name copy", "exists", "--resume", "--overwrite")
+    refused(f"train {SIZE} --checkpoint_name copy --resume --hidden_size 32", "another model", "hidden_size")
+    refused(f"train {SIZE} --checkpoint_name copy --resume --lr 1e-3", "lr")
+    assert snapshot(copy) == held
+    shutil.rmtree(copy / "training_state")
+    refused(f"train {SIZE} --checkpoint_name copy --resume", "training_state")
+    (shared / "there.gif").write_text("mine")
+    (shared / "there.json").write_text("mine")
+    refused("animate --checkpoint checkpoints/tiny --output there.gif", "exists", "--overwrite")
+    refused("evaluate --checkpoint checkpoints/tiny --output there.json", "exists", "--overwrite")
+    assert (shared / "there.gif").read_text() == (shared / "there.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("output, part", [("tale.mp4", ".mp4"), ("tale", ".html"), ("nofolder/tale.gif", "nofolder")])
+def test_outputs_that_can_not_be(refused, output, part):
+    refused(f"animate --checkpoint checkpoints/tiny --output {output}", part)
+
+
+@pytest.mark.parametrize("flags, part", [("--num_texts 0", "num_texts"), ("--draws 0", "draws"), ("--num_tales 0", "num_tales"), ("--corpus short.jsonl", "short.jsonl"), ("--output x.csv", ".csv")])
+def test_measuring_is_refused(refused, flags, part):
+    refused(f"evaluate --checkpoint checkpoints/tiny {flags}", part)
+
+
+# --- what goes wrong on the way ------------------------------------------------------------------
+
+def test_a_loss_that_is_no_number(refused, shared):
+    refused(f"train {SIZE} --lr 1e30 --clip 1e30 --warmup_steps 1 --checkpoint_name diverges", "loss is", "step", "lower the learning rate")
+
+
+def test_a_full_disk_loses_nothing(refused, copy, monkeypatch):
+    import shimmer.training
+    held = snapshot(copy)
+    def full(*args, **options): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(shimmer.training, "save_file", full)
+    refused(f"train {SIZE} --checkpoint_name copy --overwrite", "No space left", "checkpoints/copy")
+    assert snapshot(copy) == held and not list(copy.parent.glob("copy.*"))
+
+
+def test_an_interrupt_says_how_to_go_on_and_resuming_ends_alike(run, shared, monkeypatch):
+    import shimmer.training
+    update, line = shimmer.training.Run.update, f"train {SIZE} --checkpoint_every 5 --checkpoint_name broken"
+
+    def interrupted_at(step):
+        def stop(self):
+            if self.step == step: raise KeyboardInterrupt
+            return update(self)
+        return stop
+
+    monkeypatch.setattr(shimmer.training.Run, "update", interrupted_at(3))
+    code, _, err = run(line)
+    assert code == 130 and err.count("\n") == 1 and "before the first checkpoint" in err and not (shared / "checkpoints/broken").exists()
+    monkeypatch.setattr(shimmer.training.Run, "update", interrupted_at(8))
+    code, _, err = run(line)
+    assert code == 130 and err.count("\n") == 1 and "step 5" in err and "--resume" in err
+    monkeypatch.setattr(shimmer.training.Run, "update", interrupted_at(2))
+    assert "before the first checkpoint" in run(f"{line} --overwrite")[2]  # what is there belongs to the run before
+    monkeypatch.setattr(shimmer.training.Run, "update", update)
+    assert run(f"{line} --resume")[0] == 0
+    assert (shared / "checkpoints/broken/model.safetensors").read_bytes() == (shared / "checkpoints/tiny/model.safetensors").read_bytes()
+
+
+def test_an_interrupt_elsewhere(run, monkeypatch):
+    def stop(options): raise KeyboardInterrupt
+    monkeypatch.setitem(cli.COMMANDS, cli.Info, stop)
+    assert run("info")[::2] == (130, "shimmer: interrupted\n")
+
+
+@pytest.mark.parametrize("bug", [lambda: json.loads("{"), lambda: torch.zeros(2, 3) @ torch.zeros(2, 3), lambda: {}["missing"]])
+def test_a_bug_keeps_its_traceback(run, monkeypatch, bug):
+    monkeypatch.setitem(cli.COMMANDS, cli.Info, lambda options: bug())
+    with pytest.raises((ValueError, RuntimeError, KeyError)): run("info")
+
+
+# --- as a terminal sees it -----------------------------------------------------------------------
+
+def command(*line, folder):
+    script = "import sys; from shimmer.cli import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True, timeout=120, cwd=folder)
+
+
+def test_help_needs_no_tensor_library():
+    script = "import sys; from shimmer.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: print('torch' in sys.modules, 'datasets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("False False\n") and "--hidden_size" in done.stdout
+
+
+def test_exit_codes_reach_the_shell(shared):
+    done = command("generate", "--checkpoint", "checkpoints/tiny", "--gen_length", "0", folder=shared)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("shimmer: gen_length is 0") and done.stderr.count("\n") == 1
+    done = command("train", "--nope", folder=shared)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_the_entry_point_is_installed():
+    from importlib.metadata import entry_points
+    assert [e.value for e in entry_points(group="console_scripts", name="shimmer")] == ["shimmer.cli:main"]
