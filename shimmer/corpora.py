@@ -287,17 +287,18 @@ def _pieces(path: str, version: tuple, start: int, stop: int) -> Iterator[str]:
             if position >= stop: break
     if held: yield held
 
-def _read_text(path: Path, streaming: bool, limit: int | None, valid: Path | None = None) -> Corpus:
+def _read_text(path: Path, streaming: bool, limit: int | None, valid: Path | None = None, name: str | None = None) -> Corpus:
     "A .txt file, or one for each split."
+    name = name or path.stem
     version = lambda p: (p.stat().st_size, p.stat().st_mtime_ns)
     with open(path, encoding="utf-8", newline="") as file: documents = any(line.strip() == END_OF_TEXT for line in itertools.islice(file, 10_000))
     rows = lambda make, p, **arguments: _rows(make, streaming, path=str(p), version=version(p), **arguments)
     if documents:
         part = ("all", "all") if valid else ("train", "valid")
-        return Corpus(path.stem, rows(_documents, path, part=part[0], limit=limit), rows(_documents, valid or path, part=part[1], limit=None), True)
+        return Corpus(name, rows(_documents, path, part=part[0], limit=limit), rows(_documents, valid or path, part=part[1], limit=None), True)
     with open(path, encoding="utf-8", newline="") as file: total = sum(map(len, file))
     cut = int(0.9 * total)
-    return Corpus(path.stem, rows(_pieces, path, start=0, stop=min(cut, limit or cut)), rows(_pieces, path, start=cut, stop=total), False)
+    return Corpus(name, rows(_pieces, path, start=0, stop=min(cut, limit or cut)), rows(_pieces, path, start=cut, stop=total), False)
 
 # %% ../nbs/00_corpora.ipynb #3487722b
 def _text_column(rows: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
@@ -330,12 +331,12 @@ def _load_local(name: str, streaming: bool, limit: int | None) -> Corpus | None:
     train, valid = (Path(folder) / file if file else None for file in LOCAL[name])
     for file in filter(None, (train, valid)):
         if not file.is_file(): raise FileNotFoundError(f"SHIMMER_DATA is {folder}, and {file} is not there: put the corpus there, or unset SHIMMER_DATA to download it")
-    return _read_text(train, streaming, limit, valid)
+    return _read_text(train, streaming, limit, valid, name)
 
 def _download(name: str, streaming: bool, limit: int | None) -> Corpus:
     "A corpus from the network, by name."
     try:
-        if name == "tinyshakespeare": return _read_text(Path(datasets.DownloadManager().download(SHAKESPEARE)), streaming, limit)
+        if name == "tinyshakespeare": return _read_text(Path(datasets.DownloadManager().download(SHAKESPEARE)), streaming, limit, name=name)
         return _load_rows("roneneldan/TinyStories" if name == "tinystories" else name, streaming, limit)
     except ValueError: raise
     except Exception as error:
@@ -356,7 +357,8 @@ def load_corpus(
     if name in LOCAL: corpus = _load_local(name, streaming, limit) or _download(name, streaming, limit)
     elif path.is_file():
         if path.suffix not in KINDS: raise ValueError(f"{path} ends in {path.suffix!r}, and corpora end in {', '.join(KINDS)}: rename or convert it")
-        corpus = _read_text(path, streaming, limit) if path.suffix == ".txt" else _load_rows(name, streaming, limit, KINDS[path.suffix])
+        try: corpus = _read_text(path, streaming, limit) if path.suffix == ".txt" else _load_rows(name, streaming, limit, KINDS[path.suffix])
+        except UnicodeDecodeError as error: raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv") from error
     elif path.suffix in KINDS or path.is_absolute() or path.exists(): raise FileNotFoundError(f"{path} is no file: check the path, it should end in {', '.join(KINDS)}")
     else: corpus = _download(name, streaming, limit)
     for split, rows in (("training", corpus.train), ("validation", corpus.valid)):

@@ -128,6 +128,7 @@ def test_shimmer_data_comes_first(tmp_path, monkeypatch):
         (tmp_path / "tinystories" / f"{split}.txt").write_text(f"One {split}.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
     monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
     corpus = load_corpus("tinystories")
+    assert corpus.name == "tinystories"
     assert list(corpus.train["text"]) == ["One train.", "Two."] and list(corpus.valid["text"]) == ["One valid.", "Two."]
     with pytest.raises(FileNotFoundError, match="SHIMMER_DATA"):
         load_corpus("tinyshakespeare")
@@ -153,4 +154,6 @@ def test_what_is_refused(tmp_path, monkeypatch):
     refused(ValueError, "0 validation texts", tmp_path / "one.jsonl")
     refused(ValueError, "no column 'text'", tmp_path / "untitled.jsonl")
     refused(ValueError, "rename or convert", tmp_path / "x.docx")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1") * 50)
+    refused(ValueError, "is not UTF-8", tmp_path / "latin.txt")
     refused(ValueError, "limit is 0", "tales", limit=0)

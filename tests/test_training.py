@@ -1,0 +1,610 @@
+"""Proofs about training: what a kill leaves behind, what several processes and parts agree on, and what is refused."""
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+import shimmer.training as training
+from shimmer.layers import PretrainedModel
+from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
+from shimmer.tokenizers import EncodedCorpus, WordTokenizer
+from shimmer.training import Plan, Stage, TrainConfig, evaluating, fit, learning_rate_share, load_checkpoint, make_accelerator, make_optimizers, restore_checkpoint, save_checkpoint
+
+WORDS = " ".join("abcdefghijklmnopqrst")
+TIMES = ("seconds", "tokens_per_second")
+STAGES = (Stage("one", 1, (0.3, 0.3), epochs=2, share_of_data=0.5), Stage("two", 2, (0.01, 1.0), confidence_weight=0.1, epochs=1, share_of_data=0.5))
+
+
+def make_corpus(train=96, valid=8, length=12):
+    tokenizer = WordTokenizer.train([WORDS])
+    ids = torch.randint(tokenizer.vocab_size, (train + valid, length), generator=torch.Generator().manual_seed(0)).tolist()
+    dataset = lambda rows: Dataset.from_dict({"ids": rows}).with_format("torch")
+    return EncodedCorpus(dataset(ids[:train]), dataset(ids[train:]) if valid else Dataset.from_dict({"ids": []}), tokenizer, length, True)
+
+
+def make_model(seed=0, **options):
+    torch.manual_seed(seed)
+    options = dict(vocab_size=WordTokenizer.train([WORDS]).vocab_size, hidden_size=8, num_layers=1, num_heads=2, max_seq_len=12, dropout=0.1) | options
+    return LatentCanvasModel(LatentCanvasConfig(**options))
+
+
+def make_config(directory=None, **options):
+    options = dict(batch_size=8, lr=1e-2, optimizer="muon", warmup_steps=3, ema_decay=0.9, log_every=4, validate_every=5, validation_texts=4,
+                   validation_draws=2, checkpoint_every=3, device="cpu", progress=False) | options
+    return TrainConfig(checkpoint_dir=str(directory) if directory else None, **options)
+
+
+def same(a, b, **tolerance):
+    pairs = list(zip(a.parameters(), b.parameters(), strict=True))
+    return all(torch.allclose(p, q, **tolerance) if tolerance else p.equal(q) for p, q in pairs)
+
+
+def timeless(log): return [{k: v for k, v in row.items() if k not in TIMES} for row in log]
+
+
+@pytest.fixture(scope="module")
+def corpus(): return make_corpus()
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    return fit(make_model(), corpus, STAGES, make_config(tmp_path_factory.mktemp("runs") / "unbroken"))
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+SLOWLY_AND_OFTEN_KILLED = """
+import os, random, signal, sys, time
+sys.path.insert(0, {tests!r})
+from test_training import *
+write, rename, chance, landed = training.save_file, training.Path.rename, random.Random(0), 0
+def slow_write(tensors, path):
+    os.write(begun, b"x")
+    path.write_bytes(b"half a f")
+    time.sleep(0.05)
+    write(tensors, path)
+def slow_rename(self, target):
+    result = rename(self, target)
+    time.sleep(0.05)
+    return result
+training.save_file, training.Path.rename = slow_write, slow_rename
+for attempt in range(7):
+    seen, begun = os.pipe()
+    if not (child := os.fork()):
+        try: fit(make_model(), make_corpus(), STAGES, make_config({directory!r}), resume=True)
+        finally: os._exit(0)
+    os.close(begun)
+    os.read(seen, 1)
+    time.sleep(chance.uniform(0, 0.4))
+    os.kill(child, signal.SIGKILL)
+    landed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    os.close(seen)
+    if os.path.exists({directory!r}): load_checkpoint({directory!r})
+print(landed)
+"""
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_never_was(corpus, unbroken, tmp_path):
+    code = SLOWLY_AND_OFTEN_KILLED.format(tests=os.path.dirname(__file__), directory=str(tmp_path / "killed"))
+    kills = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert int(kills) >= 2
+    resumed = fit(make_model(), corpus, STAGES, make_config(tmp_path / "killed"), resume=True)
+    assert same(resumed.model, unbroken.model)
+    assert timeless(resumed.log) == timeless(unbroken.log)
+    ours, theirs = (load_file(d / "training_state" / "tensors.safetensors") for d in (tmp_path / "killed", unbroken.checkpoint_dir))
+    assert ours.keys() == theirs.keys() and all(value.equal(theirs[name]) for name, value in ours.items())
+    assert os.listdir(tmp_path) == ["killed"]
+
+
+class Killed(BaseException): pass
+
+
+def points_of(action, monkeypatch, at):
+    "Run an action whose file operations are counted, and stop it dead before number `at`; whether it was stopped."
+    count = 0
+    with monkeypatch.context() as patch:
+        def counted(function):
+            def wrapped(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count == at: raise Killed
+                return function(*args, **kwargs)
+            return wrapped
+        for owner, name in ((training.Path, "rename"), (training.Path, "mkdir"), (training.Path, "write_text"), (training.shutil, "rmtree"), (training, "save_file"), (training.os, "fsync")):
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        try: action()
+        except Killed: return True
+    return False
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_save_stopped_before_any_operation_leaves_the_old_or_the_new_whole(before, monkeypatch, tmp_path):
+    old, new, tokenizer = make_model(1), make_model(2), WordTokenizer.train([WORDS])
+    seen = set()
+    for at in range(1, 100):
+        directory = tmp_path / str(at) / "run"
+        if before: save_checkpoint(directory, old, tokenizer)
+        stopped = points_of(lambda: save_checkpoint(directory, new, tokenizer, ({"x": torch.zeros(1)}, {}), [{"step": 1}]), monkeypatch, at)
+        read = lambda: next((n for n, m in (("old", old), ("new", new)) if same(load_checkpoint(directory)[0], m)), "neither")
+        try: found = read()
+        except FileNotFoundError: found = "none"
+        assert found in (("old", "new") if before else ("none", "new"))
+        restore_checkpoint(directory)
+        assert (read() if directory.exists() else "none") == found
+        assert os.listdir(directory.parent) == (["run"] if directory.exists() else []) if directory.parent.exists() else True
+        seen.add(found)
+        if not stopped: break
+    assert not stopped and found == "new" and len(seen) == 2
+
+
+def test_reading_changes_nothing_on_disk(tmp_path):
+    save_checkpoint(tmp_path / "run", make_model(), WordTokenizer.train([WORDS]))
+    (tmp_path / "run").rename(tmp_path / ".run.old")
+    save_checkpoint(tmp_path / "next", make_model(1), WordTokenizer.train([WORDS]))
+    (tmp_path / "next").rename(tmp_path / ".run.new")
+    assert same(load_checkpoint(tmp_path / "run")[0], make_model(1))
+    assert sorted(os.listdir(tmp_path)) == [".run.new", ".run.old"]
+
+
+def test_a_neighbour_called_old_is_left_alone(tmp_path):
+    (tmp_path / "run.old").mkdir()
+    save_checkpoint(tmp_path / "run", make_model())
+    save_checkpoint(tmp_path / "run", make_model())
+    assert (tmp_path / "run.old").exists()
+
+
+def test_a_full_disk_keeps_the_checkpoint_and_says_so(tmp_path):
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_training import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+save_checkpoint({str(tmp_path / "run")!r}, make_model(1), WordTokenizer.train([WORDS]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+try: save_checkpoint({str(tmp_path / "run")!r}, make_model(2), WordTokenizer.train([WORDS]))
+except OSError as error: print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "could not be written" in said and "the one before it is kept" in said and said.count("\n") == 1
+    assert same(load_checkpoint(tmp_path / "run")[0], make_model(1)) and os.listdir(tmp_path) == ["run"]
+
+
+def test_a_rename_that_fails_keeps_the_checkpoint(monkeypatch, tmp_path):
+    save_checkpoint(tmp_path / "run", make_model(1), WordTokenizer.train([WORDS]))
+    rename, calls = training.Path.rename, []
+    def busy(self, target):
+        calls.append(self)
+        if len(calls) == 2: raise OSError(16, "Device or resource busy")
+        return rename(self, target)
+    monkeypatch.setattr(training.Path, "rename", busy)
+    with pytest.raises(OSError, match="resource busy.*the one before it is kept"): save_checkpoint(tmp_path / "run", make_model(2), WordTokenizer.train([WORDS]))
+    assert load_checkpoint(tmp_path / "run") and (tmp_path / "run").exists()
+
+
+def test_a_linked_directory_stays_linked(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for seed in (1, 2): save_checkpoint(tmp_path / "link", make_model(seed), WordTokenizer.train([WORDS]))
+    assert (tmp_path / "link").is_symlink() and same(load_checkpoint(tmp_path / "link")[0], make_model(2))
+
+
+# --- resumed ---------------------------------------------------------------------------------------------------------
+
+def test_resuming_from_every_checkpoint_ends_in_the_same_weights(corpus, unbroken, tmp_path):
+    total = Plan(STAGES, 96, 8, 0).total
+    for update in (1, 4, total - 1):
+        config = make_config(tmp_path / str(update))
+        model, count = make_model(), 0
+        loss = model.loss
+        def mortal(batch, stage):
+            nonlocal count
+            count += 1
+            if count == update: raise Killed
+            return loss(batch, stage)
+        model.loss = mortal
+        with pytest.raises(Killed): fit(model, corpus, STAGES, config)
+        resumed = fit(make_model(seed=3).eval(), corpus, STAGES, config, resume=True) if update > 3 else fit(make_model().eval(), corpus, STAGES, config, resume=True)
+        assert same(resumed.model, unbroken.model) and timeless(resumed.log) == timeless(unbroken.log)
+
+
+def test_resuming_a_finished_run_returns_its_model_and_writes_nothing(corpus, unbroken):
+    stamp = (unbroken.checkpoint_dir / "model.safetensors").stat().st_mtime_ns
+    again = fit(make_model(seed=5), corpus, STAGES, make_config(unbroken.checkpoint_dir), resume=True)
+    assert same(again.model, unbroken.model) and again.steps == unbroken.steps and again.log == unbroken.log
+    assert again.model.config.num_refine_steps == 2 and not again.model.training
+    assert (unbroken.checkpoint_dir / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_averages_and_tied_weights_come_back_from_a_checkpoint(tied, corpus, tmp_path):
+    config = make_config(tmp_path / "run", checkpoint_every=1)
+    done = fit(make_model(tie_embeddings=tied), corpus, STAGES, config)
+    again = fit(make_model(seed=2, tie_embeddings=tied), corpus, STAGES, config, resume=True)
+    saved, tokenizer = load_checkpoint(tmp_path / "run")
+    assert same(done.model, again.model) and same(done.model, saved) and tokenizer.fingerprint() == corpus.tokenizer.fingerprint()
+    kept = load_file(tmp_path / "run" / "training_state" / "tensors.safetensors")
+    assert not kept["weights.embed_tokens.weight"].equal(kept["average.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("change, named", [
+    (dict(lr=2e-2), "lr"), (dict(seed=1), "seed"), (dict(ema_decay=0.0), "ema_decay"), (dict(batch_size=16), "batch_size"), (dict(optimizer="adamw"), "optimizer"), (dict(clip=2.0), "clip")])
+def test_a_changed_config_is_refused(change, named, corpus, unbroken):
+    with pytest.raises(ValueError, match=f"begun with another {named}"): fit(make_model(), corpus, STAGES, make_config(unbroken.checkpoint_dir, **change), resume=True)
+
+
+def test_another_model_corpus_or_curriculum_is_refused(corpus, unbroken):
+    config = make_config(unbroken.checkpoint_dir)
+    for model, data, stages, named in ((make_model(hidden_size=16), corpus, STAGES, "model"), (make_model(), make_corpus(train=104), STAGES, "canvases"),
+                                       (make_model(), corpus, STAGES[::-1], "stages"), (make_model(), replace(corpus, train=corpus.train.select(range(95, -1, -1))), STAGES, "data")):
+        with pytest.raises(ValueError, match=f"begun with another .*{named}"): fit(model, data, stages, config, resume=True)
+
+
+def test_what_the_weights_depend_on_by_rounding_only_may_change(corpus, unbroken, tmp_path):
+    config = make_config(tmp_path / "run", checkpoint_every=1000)
+    fit(make_model(), corpus, STAGES, config)
+    fit(make_model(), corpus, STAGES, make_config(tmp_path / "run", gradient_accumulation=2, log_every=1, precision="bf16"), resume=True)
+
+
+def test_a_damaged_state_is_refused_in_one_line(corpus, tmp_path):
+    config = make_config(tmp_path / "run")
+    fit(make_model(), corpus, STAGES, config)
+    file = tmp_path / "run" / "training_state" / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged") as error: fit(make_model(), corpus, STAGES, config, resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_replaced_unasked(corpus, tmp_path):
+    config = make_config(tmp_path / "run")
+    fit(make_model(), corpus, STAGES[:1], config)
+    with pytest.raises(FileExistsError, match="exists: give another one, resume it, or overwrite it"): fit(make_model(), corpus, STAGES[:1], config)
+    assert fit(make_model(), corpus, STAGES, config, overwrite=True).steps == Plan(STAGES, 96, 8, 0).total
+    make_model().save_pretrained(tmp_path / "published")
+    with pytest.raises(FileExistsError, match="no training_state"): fit(make_model(), corpus, STAGES, make_config(tmp_path / "published"), resume=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").write_text("x")
+    for how in (dict(overwrite=True), dict(resume=True), {}):
+        with pytest.raises(FileExistsError, match="is no checkpoint"): fit(make_model(), corpus, STAGES, make_config(tmp_path / "notes"), **how)
+    assert os.listdir(tmp_path / "notes") == ["thesis.tex"]
+    (tmp_path / "empty").mkdir()
+    fit(make_model(), corpus, STAGES[:1], make_config(tmp_path / "empty"))
+
+
+# --- no number -------------------------------------------------------------------------------------------------------
+
+class Fragile(LatentCanvasModel):
+    "From a given update on its loss, or only its gradient, is no number."
+    def break_at(self, update, gradient):
+        self.update, self.gradient, self.calls = update, gradient, 0
+        return self
+
+    def loss(self, batch, stage):
+        self.calls += 1
+        losses = super().loss(batch, stage)
+        if self.calls < self.update: return losses
+        p = next(self.parameters()).sum()
+        return losses | {"loss": losses["loss"] + (((p - p.detach()).sqrt() * 0 if self.gradient else p * math.nan))}
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(gradient, corpus, tmp_path):
+    model = Fragile(make_model().config).break_at(6, gradient)
+    with pytest.raises(ValueError, match=r"at step 6 \(stage 'one'\).*the checkpoint of step 5 is kept") as error: fit(model, corpus, STAGES, make_config(tmp_path / "run", checkpoint_every=1, log_every=50))
+    assert "\n" not in str(error.value)
+    assert all(p.isfinite().all() for p in load_checkpoint(tmp_path / "run")[0].parameters())
+    assert json.loads((tmp_path / "run" / "training_state" / "progress.json").read_text())["step"] == 5
+
+
+def test_without_a_checkpoint_it_says_that_there_is_none(corpus):
+    with pytest.raises(ValueError, match="no checkpoint had been written"): fit(Fragile(make_model().config).break_at(2, False), corpus, STAGES, make_config())
+
+
+# --- several parts and processes -------------------------------------------------------------------------------------
+
+PLAIN = tuple(replace(stage, confidence_weight=0.0) for stage in STAGES)
+CLOSE = dict(atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulated_batches_equal_whole_ones(parts, corpus):
+    run = lambda **options: fit(make_model(dropout=0.0), corpus, PLAIN, make_config(optimizer="adamw", lr=1e-3, **options))
+    whole, cut = run(), run(gradient_accumulation=parts)
+    assert same(whole.model, cut.model, **CLOSE)
+    for a, b in zip(timeless(whole.log), timeless(cut.log), strict=True): assert a == pytest.approx(b, abs=1e-4)
+
+
+TWO = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from test_training import *
+config = make_config({directory!r}, gradient_accumulation=2, optimizer="adamw", lr=1e-3)
+result = fit(make_model(dropout=0.0), make_corpus(), PLAIN, config)
+assert make_accelerator(config).num_processes == 2
+rank = int(os.environ["RANK"])
+save_checkpoint({directory!r} + f"-{{rank}}", result.model)
+with open({directory!r} + f"-{{rank}}/log.jsonl", "w") as file: file.write("".join(json.dumps(row) + chr(10) for row in result.log))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_agree_with_one(corpus, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(tests=os.path.dirname(__file__), directory=str(tmp_path / "two")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = dict(optimizer="adamw", lr=1e-3)
+    one = fit(make_model(dropout=0.0), corpus, PLAIN, make_config(tmp_path / "one", **settings))
+    logs = [[json.loads(line) for line in open(tmp_path / f"two-{rank}" / "log.jsonl")] for rank in (0, 1)]
+    for rank in (0, 1):
+        other = LatentCanvasModel.from_pretrained(tmp_path / f"two-{rank}")
+        assert same(one.model, other, **CLOSE)
+    for a, b in zip(timeless(one.log), timeless(logs[0]), strict=True): assert a == pytest.approx(b, abs=1e-4)
+    assert not any("valid_nelbo" in row for row in logs[1])
+    assert timeless(row for row in logs[0] if "loss" in row) == timeless(logs[1])
+    resumed = fit(make_model(seed=1, dropout=0.0), corpus, PLAIN, make_config(tmp_path / "two", **settings), resume=True)
+    assert same(one.model, resumed.model, **CLOSE)
+
+
+# --- schedule, average, optimisers -----------------------------------------------------------------------------------
+
+@given(total=st.integers(1, 500), warmup=st.integers(0, 600), floor=st.floats(0, 1))
+def test_the_learning_rate_rises_falls_and_stays_between_floor_and_peak(total, warmup, floor):
+    config = TrainConfig(warmup_steps=warmup, min_lr_share=floor)
+    shares = [learning_rate_share(s, total, config) for s in range(total)]
+    w = max(1, min(warmup, total))
+    expected = [min(1, (s + 1) / w) * (floor + (1 - floor) * (1 + math.cos(math.pi * s / total)) / 2) for s in range(total)]
+    assert shares == pytest.approx(expected)
+    assert all(0 < share <= 1 for share in shares) if floor else all(0 <= share <= 1 for share in shares)
+    tail = shares[w - 1:]
+    assert all(a >= b for a, b in zip(tail, tail[1:])) and all(share >= floor - 1e-12 for share in tail)
+
+
+def test_each_optimiser_follows_the_schedule_from_its_own_peak(corpus):
+    config = make_config(lr=1e-2, muon_lr=3e-3)
+    updater = training.Updater(make_model(), corpus, Plan(STAGES, 96, 8, 0), config)
+    for step in range(4):
+        updater.update()
+        share = learning_rate_share(step, updater.plan.total, config)
+        for optimizer, peak in zip(updater.optimizers, (3e-3, 1e-2)): assert all(group["lr"] == pytest.approx(peak * share) for group in optimizer.param_groups)
+
+
+def test_the_average_equals_its_formula(corpus):
+    updater = training.Updater(make_model(), corpus, Plan(STAGES, 96, 8, 0), make_config(ema_decay=0.5))
+    average = {name: p.detach().clone().double() for name, p in updater.model.named_parameters()}
+    for step in range(1, 15):
+        updater.update()
+        d = min(0.5, step / (step + 10))
+        for name, p in updater.model.named_parameters(): average[name] = d * average[name] + (1 - d) * p.detach().double()
+    for name, p in updater.average.items(): torch.testing.assert_close(p.double(), average[name], atol=1e-6, rtol=1e-5)
+
+
+def test_muon_moves_the_matrices_of_all_blocks_and_nothing_else():
+    model = make_model(num_prelude_layers=1, num_coda_layers=1)
+    muon, adamw = make_optimizers(model, TrainConfig(optimizer="muon"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    moved = lambda optimizer: {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
+    assert moved(muon) == {n for n in names.values() if n.startswith(("prelude.", "coda.", "refine_block.layers.")) and n.endswith(("qkv.weight", "out.weight", "gate_up.weight", "down.weight"))}
+    assert moved(muon) | moved(adamw) == set(names.values()) and not moved(muon) & moved(adamw)
+
+
+def test_tied_and_frozen_weights_are_optimised_once_or_not_at_all():
+    model = make_model(tie_embeddings=True)
+    model.mask_embed.requires_grad_(False)
+    (adamw,) = make_optimizers(model, TrainConfig())
+    ids = [id(p) for group in adamw.param_groups for p in group["params"]]
+    assert len(ids) == len(set(ids)) and id(model.mask_embed) not in ids
+    assert all(group["weight_decay"] == 0 for group in adamw.param_groups if any(p.ndim < 2 for p in group["params"]))
+
+
+def test_evaluating_puts_back_what_it_found_even_after_an_error():
+    model, zero = make_model(tie_embeddings=True), {name: torch.zeros_like(p) for name, p in make_model(tie_embeddings=True).named_parameters()}
+    before, pointers = make_model(tie_embeddings=True), [p.data_ptr() for p in model.parameters()]
+    with pytest.raises(Killed), evaluating(model, zero):
+        assert not model.training and not any(p.any() for p in model.parameters())
+        raise Killed
+    assert model.training and same(model, before) and [p.data_ptr() for p in model.parameters()] == pointers
+
+
+def test_clipping_scales_the_gradient_to_its_norm(corpus):
+    run = lambda clip: training.Updater(make_model(dropout=0.0), corpus, Plan(STAGES, 96, 8, 0), make_config(optimizer="adamw", clip=clip))
+    free, tight = run(1e6), run(1e-9)
+    start = make_model(dropout=0.0)
+    assert free.update()["grad_norm"].equal(tight.update()["grad_norm"])
+    step = lambda updater: max((p - q).abs().max().item() for p, q in zip(updater.model.parameters(), start.parameters()))
+    assert step(tight) < 0.2 * step(free)
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 10**6), canvases=st.integers(40, 200), batch_size=st.integers(1, 10), epochs=st.integers(1, 3), shares=st.lists(st.floats(0.25, 0.5), min_size=1, max_size=2))
+def test_a_plan_reads_each_canvas_once_an_epoch_and_none_in_two_stages(seed, canvases, batch_size, epochs, shares):
+    stages = tuple(Stage(str(i), epochs=epochs, share_of_data=share) for i, share in enumerate(shares))
+    plan = Plan(stages, canvases, batch_size, seed)
+    rows = [plan.batch(s, 4) for s in range(plan.total)]
+    for stage, share, steps in zip(stages, plan.shares, plan.steps):
+        mine = [r for s, r, _ in rows if s is stage]
+        per_epoch = steps // epochs
+        assert len(mine) == steps and per_epoch == len(share) // batch_size
+        for e in range(epochs): assert len(set(torch.cat(mine[e * per_epoch:(e + 1) * per_epoch]).tolist())) == per_epoch * batch_size
+        assert {i for r in mine for i in r.tolist()} <= set(share.tolist())
+    assert torch.cat(plan.shares).unique().numel() == sum(map(len, plan.shares))
+    step = plan.total - 1
+    assert all(a.equal(b) for a, b in zip(Plan(stages, canvases, batch_size, seed).batch(step, 4)[1:], rows[step][1:]))
+    with pytest.raises(IndexError, match=f"update {plan.total} "): plan.batch(plan.total, 4)
+
+
+def test_the_seed_and_nothing_global_decides(corpus, unbroken):
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    again = fit(make_model_untouched(), corpus, STAGES, make_config())
+    assert torch.get_rng_state().equal(before) and same(again.model, unbroken.model)
+    assert not same(fit(make_model(), corpus, STAGES, make_config(seed=1)).model, unbroken.model)
+
+
+def make_model_untouched():
+    with torch.random.fork_rng(): return make_model()
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+def test_log_rows_have_their_fields_and_are_what_is_on_disk(unbroken):
+    plan = Plan(STAGES, 96, 8, 0)
+    assert [json.loads(line) for line in open(unbroken.checkpoint_dir / "log.jsonl")] == unbroken.log
+    losses, bounds = ([row for row in unbroken.log if key in row] for key in ("loss", "valid_nelbo"))
+    assert len(losses) + len(bounds) == len(unbroken.log)
+    for row in losses:
+        parts = {"token_loss", "confidence_loss"} if row["stage"] == "two" else set()
+        assert row.keys() == {"step", "stage", "loss", "grad_norm", "lr", *TIMES} | parts
+        assert row["lr"] == pytest.approx(1e-2 * learning_rate_share(row["step"] - 1, plan.total, make_config()))
+    for row in bounds:
+        assert row.keys() == {"step", "stage", "valid_nelbo", "valid_nelbo_per_token", "valid_standard_error", "seconds"}
+        assert row["valid_nelbo"] == pytest.approx(12 * row["valid_nelbo_per_token"]) and row["valid_standard_error"] > 0
+    ends = [sum(plan.steps[:i + 1]) for i in range(2)]
+    assert [row["step"] for row in bounds] == sorted({*range(5, plan.total + 1, 5), *ends})
+    assert {4, 8, 12, *ends} <= {row["step"] for row in losses}
+    assert all(a["seconds"] <= b["seconds"] for a, b in zip(unbroken.log, unbroken.log[1:]))
+    assert all(json.loads(json.dumps(row, allow_nan=False)) == row for row in unbroken.log)
+
+
+def test_a_row_averages_the_updates_since_the_last_one(corpus):
+    every, fourth = (fit(make_model(), corpus, STAGES, make_config(log_every=n, validate_every=1000)).log for n in (1, 4))
+    single = {row["step"]: row["loss"] for row in every if "loss" in row}
+    last = 0
+    for row in fourth:
+        if "loss" not in row: continue
+        assert row["loss"] == pytest.approx(sum(single[s] for s in range(last + 1, row["step"] + 1)) / (row["step"] - last), rel=1e-5)
+        last = row["step"]
+
+
+def test_validation_is_of_the_weights_that_are_kept(corpus, unbroken):
+    ids = torch.as_tensor(corpus.valid[:4]["ids"]).long()
+    assert training.nelbo(unbroken.model, ids, draws=2, seed=0).mean().item() == pytest.approx(unbroken.log[-1]["valid_nelbo"], rel=1e-9)
+
+
+def test_another_bound_can_be_asked_for_and_one_text_has_no_nan(corpus):
+    seen = []
+    def bound(model, ids, draws, seed):
+        seen.append((model.training, ids.shape, draws, seed))
+        return torch.full((len(ids),), 2.5)
+    log = fit(make_model(), corpus, STAGES[:1], make_config(validation_texts=1), bound=bound).log
+    assert set(seen) == {(False, (1, 12), 2, 0)} and log[-1]["valid_nelbo"] == 2.5 and log[-1]["valid_standard_error"] == 0
+
+
+def test_the_bar_shows_stage_loss_and_speed(corpus, capsys):
+    fit(make_model(), corpus, STAGES, make_config(progress=True))
+    shown = capsys.readouterr().err
+    assert "stage=two" in shown and "loss=" in shown and "tokens_per_s=" in shown and "%" in shown
+    fit(make_model(), corpus, STAGES, make_config())
+    assert capsys.readouterr().err == ""
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("values", [dict(num_refine_steps=0), dict(epochs=0), dict(share_of_data=0), dict(share_of_data=1.5), dict(mask_ratio=(0.0, 1.0)), dict(mask_ratio=(0.9, 0.1)),
+                                    dict(confidence_weight=-1), dict(confidence_weight=math.nan), dict(weighting="mean")])
+def test_stages_that_make_no_sense_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))) as error: Stage("odd", **values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", [dict(batch_size=0), dict(gradient_accumulation=0), dict(log_every=0), dict(validate_every=0), dict(validation_texts=0), dict(validation_draws=0), dict(checkpoint_every=-1),
+                                    dict(lr=0), dict(lr=math.nan), dict(muon_lr=-1), dict(clip=0), dict(weight_decay=-0.1), dict(warmup_steps=-1), dict(min_lr_share=2), dict(ema_decay=1.0), dict(precision="fp8"), dict(optimizer="sgd")])
+def test_settings_that_make_no_sense_are_refused(values):
+    (name, value), = values.items()
+    with pytest.raises(ValueError, match=f"{name}.*{str(value)}") as error: TrainConfig(**values)
+    assert "\n" not in str(error.value)
+
+
+@dataclass
+class BareConfig:
+    vocab_size: int = 21
+    model_type: str = "bare"
+
+
+class Bare(PretrainedModel):
+    "Knows its marginals and nothing else: the least a model has to bring."
+    config_class = BareConfig
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.bias = config, nn.Parameter(torch.zeros(config.vocab_size))
+
+    def loss(self, batch, stage): return {"loss": F.cross_entropy(self.bias.expand(*batch.ids.shape, -1).transpose(1, 2), batch.ids)}
+
+
+def test_the_trainer_knows_nothing_of_models_but_their_loss(corpus, tmp_path):
+    bound = lambda model, ids, draws, seed: F.cross_entropy(model.bias.expand(*ids.shape, -1).transpose(1, 2), ids, reduction="none").sum(1)
+    model = Bare(BareConfig(corpus.tokenizer.vocab_size))
+    result = fit(model, corpus, STAGES, make_config(tmp_path / "run", optimizer="adamw", lr=0.1), bound=bound)
+    bounds = [row["valid_nelbo"] for row in result.log if "valid_nelbo" in row]
+    assert bounds[0] != bounds[-1] and same(load_checkpoint(tmp_path / "run")[0], result.model)
+    for options, named in ((dict(), "has none: choose adamw"), (dict(optimizer="adamw", compile=True), "compiled_parts")):
+        with pytest.raises(ValueError, match=named): fit(model, corpus, STAGES, make_config(**options), bound=bound)
+
+
+def test_what_does_not_fit_together_is_refused_before_the_first_update(corpus):
+    def refused(match, model=None, data=corpus, stages=STAGES, config=None, **how):
+        with pytest.raises(ValueError, match=match) as error: fit(model or make_model(), data, stages, config or make_config(), **how)
+        assert "\n" not in str(error.value)
+    refused("don't belong together", model=make_model(vocab_size=30))
+    refused("don't belong together", model=make_model(mask_token_id=3))
+    refused("0 validation canvases", data=make_corpus(valid=0))
+    refused("say where the checkpoint lies", resume=True)
+    refused("stages is empty", stages=())
+    refused("add up to 1.5", stages=(*STAGES, Stage("more", share_of_data=0.5)))
+    refused("batch_size is 64", config=make_config(batch_size=64))
+    refused("can't be cut in 3", config=make_config(gradient_accumulation=3))
+    refused("device 'tpu' is not available", config=make_config(device="tpu"))
+    refused("fp16 needs a GPU", config=make_config(precision="fp16", optimizer="adamw"))
+    refused("the canvas has 12 tokens", model=make_model(max_seq_len=8))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "run", make_model(), WordTokenizer.train(["only four words here"]))
+    with pytest.raises(ValueError, match="don't belong together"): load_checkpoint(tmp_path / "run")
+    with pytest.raises(FileNotFoundError): load_checkpoint(tmp_path / "nowhere")
+
+
+# --- precision, compile, device --------------------------------------------------------------------------------------
+
+def test_half_precision_trains_and_keeps_whole_weights(corpus):
+    result = fit(make_model(), corpus, STAGES, make_config(precision="bf16"))
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32} and math.isfinite(result.log[-1]["valid_nelbo"])
+
+
+def test_a_second_run_may_ask_for_another_precision():
+    for precision, kind in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")): assert make_accelerator(TrainConfig(precision=precision, device="cpu")).mixed_precision == kind
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_plain_ones(corpus):
+    run = lambda **options: fit(make_model(dropout=0.0), corpus, PLAIN, make_config(optimizer="adamw", lr=1e-3, **options))
+    plain, fused = run(), run(compile=True)
+    assert same(plain.model, fused.model, atol=1e-3, rtol=0)
+    assert all(m._compiled_call_impl is None for m in fused.model.modules())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_resumes_and_leaves_the_generators_alone(precision, corpus, tmp_path):
+    options = dict(device="cuda", precision=precision, optimizer="adamw")
+    before = torch.cuda.get_rng_state()
+    done = fit(make_model_untouched(), corpus, STAGES, make_config(tmp_path / "run", **options))
+    assert next(done.model.parameters()).is_cuda and math.isfinite(done.log[-1]["valid_nelbo"])
+    assert torch.cuda.get_rng_state().equal(before)
+    again = fit(make_model(seed=1), corpus, STAGES, make_config(tmp_path / "run", **options), resume=True)
+    assert same(done.model, again.model)
+    assert next(fit(make_model(), corpus, STAGES, make_config()).model.parameters()).device.type == "cpu"
