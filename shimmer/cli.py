@@ -33,7 +33,7 @@ class Habits(NamedTuple):
     tokenizer: str  # kind, as `train_tokenizer` takes it
     max_seq_len: int  # positions of a canvas
 
-HABITS = {"tales": Habits("word", 80), "tinyshakespeare": Habits("char", 256)}
+HABITS = {"tales": Habits("word", 72), "tinyshakespeare": Habits("char", 256)}
 OTHERWISE = Habits("unigram", 256)
 VOCAB_SIZE = 10_000  # ids of a learned vocabulary, where none is asked for
 
@@ -46,12 +46,13 @@ class Train:
     num_samples: int | None = None  # training texts read (characters, of one long text); all where None
     tokenizer: Literal["auto", "word", "char", "unigram", "bpe"] = "auto"  # auto: word for tales, char for tinyshakespeare, unigram for the rest
     vocab_size: int | None = None  # ids of a unigram or bpe vocabulary; 10000 where None
-    max_seq_len: int | None = None  # positions of a canvas; 80 for tales and 256 for the rest where None
+    max_seq_len: int | None = None  # positions of a canvas; 72 for tales and 256 for the rest where None
 
     hidden_size: int = 256  # width of a position's latent
     num_layers: int = 2  # transformer layers in the refine block
     num_heads: int = 8  # attention heads
     num_refine_steps: int = 4  # K, how often the refine block is applied; with --progressive from its second stage on
+    position_embedding: bool = False  # add a learned vector for each position of the canvas
     qk_norm: bool = False  # normalise queries and keys
     tie_embeddings: bool = False  # read tokens out with the embedding's own rows
     num_prelude_layers: int = 0  # layers before the loop
@@ -213,7 +214,8 @@ def train(
     from shimmer.training import fit, restore_checkpoint
     if options.model not in MODELS: raise ValueError(f"model {options.model!r} is unknown: choose {' or '.join(MODELS)}")
     directory = Path(options.checkpoint_dir) / (options.checkpoint_name or f"{options.model}_{Path(options.dataset).stem}")
-    restore_checkpoint(directory)
+    is_main = os.environ.get("RANK", "0") == "0"  # one process of several writes and prints
+    if is_main: restore_checkpoint(directory)
     check_place(directory, options.resume, options.overwrite)
     config, stages = train_config(options, directory), stages_of(options)
     resuming, habits = options.resume and directory.exists(), HABITS.get(options.dataset, OTHERWISE)
@@ -226,7 +228,7 @@ def train(
     model = build_model(options, tokenizer)
     if resuming: check_same_model(model, directory)
     encoded = encode_corpus(corpus, tokenizer, options.max_seq_len)
-    if is_main := os.environ.get("RANK", "0") == "0":
+    if is_main:
         print(f"corpus      {options.dataset}: {len(encoded.train):,} canvases of {options.max_seq_len} to train on, {len(encoded.valid):,} to validate")
         print(f"tokenizer   {tokenizer.kind}, {tokenizer.vocab_size:,} ids")
         print(f"model       {options.model}, {sum(p.numel() for p in model.parameters()):,} parameters, on {config.device} in {config.precision}", flush=True)

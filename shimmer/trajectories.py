@@ -549,7 +549,7 @@ def read_log(
 
 def smooth(
     values: list[float],
-    weight: float = 0.9,  # of the past, in [0, 1): 0.9 averages over about ten values
+    weight: float = 0.7,  # of the past, in [0, 1): 0.9 averages over about ten values
 ) -> np.ndarray:
     "An exponential moving average that is not pulled towards where it starts; ValueError for a weight outside [0, 1)."
     if not 0 <= weight < 1: raise ValueError(f"weight is {weight}: give a number in [0, 1)")
