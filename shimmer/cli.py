@@ -6,9 +6,9 @@
 __all__ = ['HABITS', 'OTHERWISE', 'VOCAB_SIZE', 'MODELS', 'FLAGS', 'BLANK', 'COMMANDS', 'Habits', 'Train', 'same_names', 'lira',
            'build_model', 'stages_of', 'pick_device', 'train_config', 'check_place', 'read_json', 'check_same_model',
            'scored_bytes', 'train', 'report_training', 'Sampling', 'load', 'encode', 'blanks', 'canvas_of', 'write',
-           'Generate', 'generate', 'terminal', 'Animate', 'new_file', 'animate', 'Evaluate', 'confidence_by_rightness',
-           'judge_tales', 'measure', 'show_value', 'evaluate', 'print_table', 'Info', 'info', 'describe', 'is_refusal',
-           'main']
+           'Generate', 'generate', 'terminal', 'Animate', 'new_file', 'aside', 'animate', 'Evaluate',
+           'confidence_by_rightness', 'judge_tales', 'measure', 'show_value', 'evaluate', 'print_table', 'Info', 'info',
+           'describe', 'is_refusal', 'main']
 
 # %% ../nbs/13_cli.ipynb #f58b987e
 import json
@@ -16,9 +16,11 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -172,7 +174,11 @@ def check_place(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    "Refuse a place that must not be written to: FileExistsError or ValueError."
+    "Refuse a place that can't or must not be written to: OSError or ValueError."
+    above = next((place for place in directory.absolute().parents if place.exists()), directory)
+    if not above.is_dir(): raise NotADirectoryError(f"{directory} can't be made, since {above} is a file: give another --checkpoint_name or --checkpoint_dir")
+    if not os.access(above, os.W_OK): raise PermissionError(f"{directory} can't be written, since the folder {above} is read-only: give another --checkpoint_dir, or mend the access rights")
+    if (directory.parent / "model.safetensors").is_file(): raise ValueError(f"{directory} lies in a checkpoint, and checkpoints are replaced as a whole: give another --checkpoint_dir")
     if not directory.exists(): return
     if not (directory / "config.json").is_file(): raise ValueError(f"{directory} exists and is no checkpoint, so it is left alone: give another --checkpoint_name or --checkpoint_dir")
     if resume and not (directory / "training_state").is_dir(): raise ValueError(f"{directory} has no training_state, so training can't go on from it: train into another --checkpoint_name")
@@ -256,10 +262,10 @@ def report_training(
     last = [row for row in result.log if "valid_nelbo" in row][-1]
     texts = scored_bytes(encoded.valid[: options.validation_texts], encoded.tokenizer)
     entropy = Tales().entropy() if options.dataset == "tales" else None
-    (directory / FLAGS).write_text(json.dumps(asdict(options), indent=1) + "\n")
+    with aside(directory / FLAGS) as new: new.write_text(json.dumps(asdict(options), indent=1) + "\n")
     curve = learning_curve(result.log, entropy=entropy)
     curve.axes[0].set_xlim(left=0)
-    curve.savefig(directory / "learning_curve.png", dpi=100)
+    with aside(directory / "learning_curve.png") as new: curve.savefig(new, dpi=100)
     print(f"trained     {result.steps:,} steps in {result.seconds:,.0f} s")
     print(f"validation  at most {last['valid_nelbo']:.2f} ± {last['valid_standard_error']:.2f} nats a canvas, {last['valid_nelbo_per_token']:.3f} a position, "
           f"{bits_per_byte(last['valid_nelbo'] * len(texts), texts):.3f} bits per byte" + (f"; entropy {entropy:.2f} nats a tale" if entropy else ""))
@@ -287,10 +293,11 @@ class Sampling:
     gpu: int | None = None  # number of the CUDA device
 
 def load(
-    options: Any,  # has checkpoint, device, gpu, num_refine_steps
+    options: Any,  # has checkpoint, device, gpu, num_refine_steps, seed
 ) -> tuple["PretrainedModel", "Tokenizer"]:
     "The model of a checkpoint on its device, and its tokenizer; raises what `load_checkpoint` raises."
     from shimmer.training import load_checkpoint
+    if not 0 <= options.seed < 2**32: raise ValueError(f"seed is {options.seed}: give a whole number from 0 to {2**32 - 1}")
     device = pick_device(options.device, options.gpu)
     model, tokenizer = load_checkpoint(options.checkpoint)
     if options.num_refine_steps is not None: model.config = replace(model.config, num_refine_steps=options.num_refine_steps)
@@ -392,17 +399,29 @@ def new_file(
     if file.is_dir() or file.exists() and not overwrite: raise FileExistsError(f"output {path!r} exists: give another name, or --overwrite it")
     return file
 
+@contextmanager
+def aside(
+    path: Path,
+):
+    "A path to write to, put in `path`'s place when it is whole; OSError where it can't be written."
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            os.replace(Path(folder) / path.name, path)
+    except OSError as error: raise OSError(f"{path} could not be written ({error.strerror or error}): make room or mend the access rights") from error
+
 def animate(
     options: Animate,
 ) -> None:
     "`shimmer animate`."
     from shimmer import trajectories
-    writers = {".html": lambda t, tok, path: trajectories.save_player(t, tok, path, options.row, overwrite=options.overwrite),
-               ".gif": lambda t, tok, path: trajectories.save_gif(t, tok, path, options.row, overwrite=options.overwrite),
+    writers = {".html": lambda t, tok, path: trajectories.save_player(t, tok, path, options.row),
+               ".gif": lambda t, tok, path: trajectories.save_gif(t, tok, path, options.row),
                ".png": lambda t, tok, path: trajectories.trajectory_strip(t, tok, options.row).savefig(path, dpi=150)}
     path = new_file(options.output, options.overwrite, tuple(writers))
     model, tokenizer = load(options)
-    writers[path.suffix.lower()](write(model, tokenizer, options), tokenizer, path)
+    trajectory = write(model, tokenizer, options)
+    with aside(path) as new: writers[path.suffix.lower()](trajectory, tokenizer, new)
     print(path)
 
 # %% ../nbs/13_cli.ipynb #d4c4f58b
@@ -478,18 +497,19 @@ def measure(
     flags = Path(options.checkpoint) / FLAGS
     trained = read_json(flags) if flags.is_file() else {}
     name = options.dataset or trained.get("dataset")
-    if name is None: raise ValueError(f"{options.checkpoint} doesn't say what it was trained on, since its training was not finished: give --corpus")
+    if name is None: raise ValueError(f"{options.checkpoint} doesn't say what it was trained on, for it has no {FLAGS}, which a finished `shimmer train` leaves: give --corpus")
     corpus = load_corpus(name, limit=trained.get("num_samples") if name == trained.get("dataset") else None)
     canvases = encode_corpus(replace(corpus, train=corpus.valid), tokenizer, model.config.max_seq_len).valid
     rows = canvases[: len(canvases) if options.full else options.num_texts]
     ids, texts = rows["ids"].long().to(pick_device(options.device, options.gpu)), scored_bytes(rows, tokenizer)
+    judged = judge_tales(model, tokenizer, options) if name == "tales" else {}
     nats = nelbo(model, ids, draws=options.draws, seed=options.seed)
     error = (nats.std() / len(nats) ** 0.5).item() if len(nats) > 1 else None
     figures = {"checkpoint": str(options.checkpoint), "model_type": model.config.model_type, "parameters": sum(p.numel() for p in model.parameters()),
                "num_refine_steps": getattr(model.config, "num_refine_steps", None), "corpus": name, "canvases": len(ids), "canvas_length": ids.shape[1], "draws": options.draws, "seed": options.seed,
                "nelbo_nats_per_canvas": nats.mean().item(), "nelbo_standard_error": error, "nelbo_nats_per_token": nats.mean().item() / ids.shape[1],
                "bits_per_byte": bits_per_byte(nats, texts), **confidence_by_rightness(model, ids, tokenizer.eos_token_id, options.seed)}
-    return figures | (judge_tales(model, tokenizer, options) if name == "tales" else {})
+    return figures | judged
 
 # %% ../nbs/13_cli.ipynb #372bb78d
 def show_value(
@@ -509,7 +529,7 @@ def evaluate(
     figures = measure(options)
     print_table(f"{options.checkpoint} on {figures['corpus']}", figures)
     if path:
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+        with aside(path) as new: new.write_text(json.dumps(figures, indent=1) + "\n")
         print(path)
 
 def print_table(
@@ -577,3 +597,5 @@ def main(
     else: return 0
     print(f"shimmer: {' '.join(line.split())}", file=sys.stderr)
     return code
+
+if __name__ == "__main__" and __package__: sys.exit(main())

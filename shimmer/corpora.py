@@ -12,12 +12,15 @@ import re
 import hashlib
 import itertools
 import os
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import datasets
+import huggingface_hub
 import numpy as np
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 # %% ../nbs/00_corpora.ipynb #1f9b49c2
 HEROES = dict(Lily="girl", Tom="boy", Mia="girl", Ben="boy", Sue="girl", Max="boy", Anna="girl", Sam="boy",
@@ -231,21 +234,38 @@ FEATURES = Features(text=Value("string"))
 END_OF_TEXT = "<|endoftext|>"  # the line between two documents of a .txt file
 PIECE = 65_536  # least characters in a row of one long text
 
+def _reason(error: BaseException) -> str:
+    "The first line of an error, or its kind where it says nothing."
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+@contextmanager
+def _building(name: str | Path):
+    "Let `datasets` build something without progress bars, and say in one line why it can't."
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try: yield
+    except Exception as error:
+        cause = error
+        while inner := cause.__cause__ or cause.__context__: cause = inner
+        if isinstance(cause, UnicodeDecodeError): raise ValueError(f"{name} is not UTF-8 (byte 0x{cause.object[cause.start]:02x}): convert it, for example with iconv") from error
+        if isinstance(cause, OSError): raise OSError(f"{name} could not be read, or not copied to {datasets.config.HF_DATASETS_CACHE} ({_reason(cause)}): mend the access rights, make room, or name another folder in HF_DATASETS_CACHE") from error
+        raise ValueError(f"{name} can't be read ({_reason(cause)}): each line of a .jsonl file, and each row of a .parquet file, must have a text") from error
+    finally:
+        if not quiet: datasets.enable_progress_bars()
+
 def _rows(
     make,  # generator function of texts
     streaming: bool,
+    source: str | Path,  # for messages
     **arguments,  # what it is called with; they also identify the cached copy
 ) -> Dataset | IterableDataset:
     "A dataset of the texts a generator gives, cached on disk unless it streams."
     generator = lambda **kw: ({"text": text} for text in make(**kw))
     if streaming: return IterableDataset.from_generator(generator, features=FEATURES, gen_kwargs=arguments)
-    if next(make(**arguments), None) is None: return Dataset.from_dict({"text": []}, features=FEATURES)
     key = hashlib.sha256(repr((make.__name__, sorted(arguments.items()))).encode()).hexdigest()
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try: return Dataset.from_generator(generator, features=FEATURES, gen_kwargs=arguments, fingerprint=key[:32])
-    finally:
-        if not quiet: datasets.enable_progress_bars()
+    with _building(source):
+        if next(make(**arguments), None) is None: return Dataset.from_dict({"text": []}, features=FEATURES)
+        return Dataset.from_generator(generator, features=FEATURES, gen_kwargs=arguments, fingerprint=key[:32])
 
 # %% ../nbs/00_corpora.ipynb #9d05b120
 def _tales(n: int, seed: int, grammar: str) -> Iterator[str]:
@@ -254,7 +274,7 @@ def _tales(n: int, seed: int, grammar: str) -> Iterator[str]:
 def _load_tales(limit: int | None, streaming: bool) -> Corpus:
     "The built-in corpus."
     grammar = hashlib.sha256(repr((CAST, STORY, HEROES)).encode()).hexdigest()  # another grammar is another cached copy
-    train, valid = (_rows(_tales, streaming, n=n, seed=seed, grammar=grammar) for n, seed in ((100_000 if limit is None else limit, 0), (2000, 1)))
+    train, valid = (_rows(_tales, streaming, "tales", n=n, seed=seed, grammar=grammar) for n, seed in ((100_000 if limit is None else limit, 0), (2000, 1)))
     return Corpus("tales", train, valid, documents=True)
 
 # %% ../nbs/00_corpora.ipynb #6caeb008
@@ -291,32 +311,37 @@ def _read_text(path: Path, streaming: bool, limit: int | None, valid: Path | Non
     "A .txt file, or one for each split."
     name = name or path.stem
     version = lambda p: (p.stat().st_size, p.stat().st_mtime_ns)
-    with open(path, encoding="utf-8", newline="") as file: documents = any(line.strip() == END_OF_TEXT for line in itertools.islice(file, 10_000))
-    rows = lambda make, p, **arguments: _rows(make, streaming, path=str(p), version=version(p), **arguments)
+    with _building(path), open(path, encoding="utf-8", newline="") as file: documents = any(line.strip() == END_OF_TEXT for line in itertools.islice(file, 10_000))
+    rows = lambda make, p, **arguments: _rows(make, streaming, p, path=str(p), version=version(p), **arguments)
     if documents:
         part = ("all", "all") if valid else ("train", "valid")
         return Corpus(name, rows(_documents, path, part=part[0], limit=limit), rows(_documents, valid or path, part=part[1], limit=None), True)
-    with open(path, encoding="utf-8", newline="") as file: total = sum(map(len, file))
+    with _building(path), open(path, encoding="utf-8", newline="") as file: total = sum(map(len, file))
     cut = int(0.9 * total)
     return Corpus(name, rows(_pieces, path, start=0, stop=min(cut, limit or cut)), rows(_pieces, path, start=cut, stop=total), False)
 
 # %% ../nbs/00_corpora.ipynb #3487722b
 def _text_column(rows: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
-    "The column `text` alone; ValueError where there is none."
+    "The column `text` alone; ValueError where there is none, or where it holds something else."
     if "text" not in (rows.column_names or ["text"]): raise ValueError(f"{name} has the columns {', '.join(rows.column_names)} and no column 'text': rename the one that holds the texts")
-    return rows.select_columns(["text"])
+    rows = rows.select_columns(["text"])
+    if rows.features and (kind := getattr(rows.features["text"], "dtype", "lists")) not in ("string", "large_string"): raise ValueError(f"the column 'text' of {name} holds {kind}: it must hold strings")
+    if isinstance(rows, Dataset) and (absent := rows.data.column("text").null_count): raise ValueError(f"{name} has {absent} rows without a text: take them out")
+    return rows
 
 def _every_twentieth(rows: Dataset | IterableDataset) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
     "Training and validation parts of rows that come in one split."
     part = lambda valid: rows.filter(lambda _, i: ((i + 1) % 20 == 0) == valid, with_indices=True)
     return part(False), part(True)
 
-def _load_rows(name: str, streaming: bool, limit: int | None, kind: str | None = None) -> Corpus:
-    "A .jsonl or .parquet file, or a dataset of the hub."
-    loaded = datasets.load_dataset(kind, data_files=name, streaming=streaming) if kind else datasets.load_dataset(name, streaming=streaming)
+def _split_rows(loaded: DatasetDict | IterableDatasetDict, name: str, limit: int | None) -> Corpus:
+    "A corpus of what `load_dataset` gives."
+    if "train" not in loaded: raise ValueError(f"{name} has the splits {', '.join(loaded)} and no split 'train': take a dataset that has one")
     train = _text_column(loaded["train"], name)
     other = next((loaded[split] for split in ("validation", "valid", "test") if split in loaded), None)
-    train, valid = _every_twentieth(train) if other is None else (train, _text_column(other, name))
+    if other is not None: valid = _text_column(other, name)
+    else:
+        with _building(name): train, valid = _every_twentieth(train)
     if limit: train = train.take(limit)
     return Corpus(Path(name).stem, train, valid, documents=True)
 
@@ -333,17 +358,36 @@ def _load_local(name: str, streaming: bool, limit: int | None) -> Corpus | None:
         if not file.is_file(): raise FileNotFoundError(f"SHIMMER_DATA is {folder}, and {file} is not there: put the corpus there, or unset SHIMMER_DATA to download it")
     return _read_text(train, streaming, limit, valid, name)
 
+def _fetch(url: str) -> Path:
+    "A file from the network, kept in SHIMMER_CACHE (else ~/.cache/shimmer)."
+    folder = Path(os.environ.get("SHIMMER_CACHE") or Path.home() / ".cache" / "shimmer")
+    file = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.txt"
+    if file.is_file(): return file
+    folder.mkdir(parents=True, exist_ok=True)
+    with urllib.request.urlopen(url, timeout=20) as answer: data = answer.read()
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_bytes(data)
+    return aside.replace(file)
+
+def _from_hub(name: str, streaming: bool) -> DatasetDict | IterableDatasetDict:
+    "A dataset of the hub, or its copy on this machine where the hub doesn't answer."
+    hub, held, silent = huggingface_hub.constants, (huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE), None
+    try: huggingface_hub.utils.get_session().head(hub.ENDPOINT, timeout=5)
+    except Exception as error: silent, hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = error, True, True
+    try: return datasets.load_dataset(name, streaming=streaming)
+    except Exception as error: raise silent or error
+    finally: hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = held
+
 def _download(name: str, streaming: bool, limit: int | None) -> Corpus:
     "A corpus from the network, by name."
     try:
-        if name == "tinyshakespeare": return _read_text(Path(datasets.DownloadManager().download(SHAKESPEARE)), streaming, limit, name=name)
-        return _load_rows("roneneldan/TinyStories" if name == "tinystories" else name, streaming, limit)
-    except ValueError: raise
+        if name == "tinyshakespeare": file = _fetch(SHAKESPEARE)
+        else: loaded = _from_hub("roneneldan/TinyStories" if name == "tinystories" else name, streaming)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if name in LOCAL: mend = f"connect to the network, or set SHIMMER_DATA to a folder that holds {LOCAL[name][0]}"
         else: mend = f"give tales, {', '.join(LOCAL)}, a {', '.join(KINDS)} file, or the name of a hub dataset that can be reached"
-        raise FileNotFoundError(f"corpus {name!r} was not found here and could not be downloaded ({reason}): {mend}") from error
+        raise FileNotFoundError(f"corpus {name!r} was not found here and could not be downloaded ({_reason(error)}): {mend}") from error
+    return _read_text(file, streaming, limit, name=name) if name == "tinyshakespeare" else _split_rows(loaded, name, limit)
 
 def load_corpus(
     name_or_path: str | Path,  # tales, tinystories, tinyshakespeare, a .txt/.jsonl/.parquet file, or a hub dataset
@@ -357,8 +401,11 @@ def load_corpus(
     if name in LOCAL: corpus = _load_local(name, streaming, limit) or _download(name, streaming, limit)
     elif path.is_file():
         if path.suffix not in KINDS: raise ValueError(f"{path} ends in {path.suffix!r}, and corpora end in {', '.join(KINDS)}: rename or convert it")
-        try: corpus = _read_text(path, streaming, limit) if path.suffix == ".txt" else _load_rows(name, streaming, limit, KINDS[path.suffix])
-        except UnicodeDecodeError as error: raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv") from error
+        if not path.stat().st_size: raise ValueError(f"{path} is empty and has 0 training texts: a corpus needs at least one, and one for validation")
+        if path.suffix == ".txt": corpus = _read_text(path, streaming, limit)
+        else:
+            with _building(path): loaded = datasets.load_dataset(KINDS[path.suffix], data_files=str(path), streaming=streaming)
+            corpus = _split_rows(loaded, str(path), limit)
     elif path.suffix in KINDS or path.is_absolute() or path.exists(): raise FileNotFoundError(f"{path} is no file: check the path, it should end in {', '.join(KINDS)}")
     else: corpus = _download(name, streaming, limit)
     for split, rows in (("training", corpus.train), ("validation", corpus.valid)):

@@ -8,6 +8,7 @@ __all__ = ['TOKENIZER_FILE', 'SpecialTokens', 'special_token_ids', 'check_contra
            'train_tokenizer', 'EncodedCorpus', 'encode_corpus']
 
 # %% ../nbs/01_tokenizers.ipynb #a43295a0
+import errno
 import hashlib
 import json
 import os
@@ -249,6 +250,7 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str,
     "A SentencePiece model, as the bytes of its file."
     special = dict(pad_id=0, eos_id=1, unk_id=2) if eos else dict(pad_id=-1, eos_id=-1, unk_id=0)
     model, lines = BytesIO(), _sample(_training_lines(texts), sample_lines, seed)
+    if vocab_size < 1: raise ValueError(f"vocab_size={vocab_size}: the 256 bytes alone take more; give for example vocab_size=10000")
     if not lines: raise ValueError("no text to train on: SentencePiece needs at least one line; give texts that aren't empty")
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -505,7 +507,11 @@ def encode_corpus(
             batches = map(tokenizer.encode_batch, _text_batches(split))
             canvases = (_document_canvases(batches, max_seq_len, tokenizer.eos_token_id) if corpus.documents
                         else _window_canvases(batches, max_seq_len))
-            if not _write_canvases(path, canvases, max_seq_len, tokenizer.vocab_size):
+            try: rows = _write_canvases(path, canvases, max_seq_len, tokenizer.vocab_size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC: raise
+                raise OSError(f"the canvases of {name} could not be written to {cache} ({error}): make room there, or name another folder in SHIMMER_CACHE") from error
+            if not rows:
                 raise ValueError(f"{name} is shorter than one canvas of max_seq_len={max_seq_len} tokens: it must fill at least one; choose a smaller max_seq_len or a longer text")
         return Dataset.from_file(str(path)).with_format("torch")
     return EncodedCorpus(encoded(corpus.train, f"{corpus.name}.train"), encoded(corpus.valid, f"{corpus.name}.valid"),

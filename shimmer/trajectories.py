@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MASK', 'END', 'KINDS', 'AMBER', 'PAPER', 'INK', 'FAINT', 'STEP', 'STAGE', 'LOSS', 'BOUND', 'Cell', 'Frames',
            'frames_of', 'trajectory_text', 'trajectory_table', 'HTML', 'trajectory_html', 'trajectory_player',
-           'save_player', 'save_gif', 'Drawing', 'trajectory_strip', 'read_log', 'smooth', 'learning_curve']
+           'save_player', 'save_gif', 'trajectory_strip', 'read_log', 'smooth', 'learning_curve']
 
 # %% ../nbs/07_trajectories.ipynb #1b9b7783
 import html
@@ -30,8 +30,6 @@ from rich.text import Text
 from .samplers import Trajectory
 from .tokenizers import Tokenizer
 
-
-
 # %% ../nbs/07_trajectories.ipynb #80ba8b99
 MASK, END = "▢", "∎"  # how a position that is open, and the end of a text, are shown
 KINDS = ("given", "open", "kept", "written", "reopened")
@@ -54,8 +52,6 @@ class Frames:
     breaks: list[bool]  # whether a line ends after the cell
     stop_reason: str
     text: str  # the final text, up to its end
-
-
 
 # %% ../nbs/07_trajectories.ipynb #7c81fcc7
 def _show(text: str) -> str:  # what stands in a cell
@@ -97,8 +93,6 @@ def frames_of(
     gaps = [raw[i].startswith(" ") and len(raw[i]) > 1 if by_space and i not in (mask, end) else not raw[i].startswith("##") for i in final]
     return Frames(calls, cells, positions, gaps, [raw[i].endswith("\n") for i in final], trajectory.stop_reason[row], trajectory.texts(tokenizer)[row])
 
-
-
 # %% ../nbs/07_trajectories.ipynb #04236b75
 def _width(text: str) -> int:  # columns of a terminal
     "Columns that a text takes: two for wide signs such as Chinese ones, none for combining ones."
@@ -115,8 +109,6 @@ def _bands(widths: list[int], room: int) -> list[range]:  # positions of each ba
         if i > start and used + width > room: bands, start, used = [*bands, range(start, i)], i, 0
         used += width
     return [*bands, range(start, len(widths))]
-
-
 
 # %% ../nbs/07_trajectories.ipynb #62d0d5b4
 def trajectory_text(
@@ -142,8 +134,6 @@ def trajectory_text(
             if arrows.strip(): lines.append(" " * label + arrows)
         if after: lines.append(" " * label + f"{sum(changed)} of {free} change ({sum(changed) / max(free, 1):.1%})")
     return "\n".join(line.rstrip() for line in [*lines, f"Stopped: {frames.stop_reason}", f"Text: {frames.text!r}"])
-
-
 
 # %% ../nbs/07_trajectories.ipynb #7bf466f7
 AMBER = (230, 145, 40)  # the colour of doubt: a token the model is sure of has none of it
@@ -189,8 +179,6 @@ def trajectory_table(
         table.add_row(str(call), line, *(_summary(cells) if call else ("", "")))
     return table
 
-
-
 # %% ../nbs/07_trajectories.ipynb #0aa0655e
 class HTML(str):
     "A string of HTML that a notebook shows as such."
@@ -224,8 +212,6 @@ background:rgb(var(--doubt)/calc(var(--d,0)*var(--most)))}
 _KEY = ('<div class="key"><span class="tok written">written now</span> <span class="tok reopened">reopened</span> '
         f'<span class="tok open">{MASK}</span> open <span class="tok given">given</span> {END} end &ensp;'
         '<span style="white-space:nowrap">sure <span class="ramp"></span> in doubt</span></div>')
-
-
 
 # %% ../nbs/07_trajectories.ipynb #1a51a59e
 def _note(cell: Cell, position: int) -> str:
@@ -269,8 +255,6 @@ def trajectory_html(
     head = f'<div class="head">{html.escape(title)}</div>' if title else ""
     return HTML(f'<div class="shimmer"><style>{_CSS}</style>{head}<table><thead><tr><th class="n">call</th><th>canvas</th><th class="n">changes</th><th class="n">mean confidence</th></tr></thead>'
                 f'<tbody>{"".join(lines)}</tbody></table>{_KEY}<div class="key">stopped: {html.escape(frames.stop_reason)}</div></div>')
-
-
 
 # %% ../nbs/07_trajectories.ipynb #0dc1f421
 _PLAYER_CSS = """
@@ -370,8 +354,6 @@ def trajectory_player(
                 '<div class="bar"><button type="button">Play</button><input type="range" min="0" value="0" aria-label="call"><output></output></div>'
                 f'<div class="info"></div>{_KEY}<script type="application/json">{_json(data)}</script><script>{_PLAYER_JS}</script></div>')
 
-
-
 # %% ../nbs/07_trajectories.ipynb #3287cbff
 def _new_file(path: str | Path, ending: str, overwrite: bool) -> Path:
     "A path that may be written to, or an error that says why not."
@@ -398,8 +380,6 @@ def save_player(
     aside.write_text(page, encoding="utf-8", errors="replace")
     os.replace(aside, path)
     return path
-
-
 
 # %% ../nbs/07_trajectories.ipynb #ceb6da3c
 _FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -459,8 +439,6 @@ def save_gif(
     os.replace(aside, path)
     return path
 
-
-
 # %% ../nbs/07_trajectories.ipynb #3debe25d
 class Drawing(Figure):
     "A Matplotlib figure that a notebook shows whether or not pyplot is in use."
@@ -468,6 +446,7 @@ class Drawing(Figure):
         self.savefig(buffer := BytesIO(), format="png", bbox_inches="tight")
         return buffer.getvalue()
 
+# %% ../nbs/07_trajectories.ipynb #a9badc44
 _MONO = {"family": "DejaVu Sans Mono", "size": 10}
 _DOUBT = LinearSegmentedColormap.from_list("doubt", [[c / 255 for c in _tint(0.0)], [1, 1, 1]])  # from confidence 0 to 1
 
@@ -529,8 +508,6 @@ def _strip_legend(figure: Figure, width: float, left: float) -> None:
                Patch(facecolor="white", edgecolor="0.55", linestyle=":", label="open"), Patch(facecolor="white", edgecolor="0.1", linestyle=":", label="reopened (struck)")]
     figure.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 0.0), ncols=4 if width >= 7.5 else 2 if width >= 5.5 else 1, fontsize=8, frameon=False, borderaxespad=0.4, columnspacing=1.2)
 
-
-
 # %% ../nbs/07_trajectories.ipynb #c1459f09
 STEP, STAGE, LOSS, BOUND = "step", "stage", "loss", "valid_nelbo"  # the fields of a log row that are drawn
 
@@ -558,8 +535,6 @@ def smooth(
         total, mass = weight * total + value, weight * mass + 1
         means.append(total / mass)
     return np.array(means)
-
-
 
 # %% ../nbs/07_trajectories.ipynb #25456158
 def learning_curve(
@@ -608,5 +583,3 @@ def _draw_bound(ax: Axes, rows: list[dict], entropy: float | None) -> None:
     if entropy is not None: ax.axhline(entropy, color="tab:orange", linestyle="-.", linewidth=1.4, label=f"entropy of the corpus: {entropy:.4g}")
     ax.set_ylabel("validation bound\n(nats per sequence)", fontsize=8)
     ax.legend(frameon=False, fontsize=8)
-
-
