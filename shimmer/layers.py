@@ -100,9 +100,9 @@ def attend(
     mask: Tensor | None = None,  # [B, keys] or [B, 1, L, keys] bool, True may be attended to
     causal: bool = False,  # query i sees keys 0 … keys − L + i
 ) -> Tensor:  # [B, H, L, head_dim]
-    "Attention by the fused kernel, or by plain products where those are faster: training on a CPU."
+    "Attention by the fused kernel, or by plain products where those are faster: training in half precision on a CPU."
     L, keys = q.shape[2], k.shape[2]
-    if q.device.type == "cpu" and q.requires_grad and keys <= PLAIN_KEYS:
+    if q.device.type == "cpu" and q.dtype.itemsize == 2 and q.requires_grad and keys <= PLAIN_KEYS:
         allowed = attention_mask(L, keys, mask, causal, q.device)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if allowed is not None: scores = scores.masked_fill(~allowed, -math.inf)

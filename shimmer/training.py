@@ -97,6 +97,7 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_steps"):
             if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
         if not 0 <= self.min_lr_share <= 1: raise ValueError(f"min_lr_share is {self.min_lr_share}: give a share in [0, 1]")
+        if not 0 <= self.seed < 2**32: raise ValueError(f"seed is {self.seed}: give a whole number from 0 to {2**32 - 1}")
         if not 0 <= self.ema_decay < 1: raise ValueError(f"ema_decay is {self.ema_decay}: give a number in [0, 1), 0 for no average")
         if self.precision not in ("fp32", "bf16", "fp16"): raise ValueError(f"precision {self.precision!r} is unknown: choose fp32, bf16 or fp16")
         if self.optimizer not in ("adamw", "muon"): raise ValueError(f"optimizer {self.optimizer!r} is unknown: choose adamw or muon")
@@ -221,7 +222,7 @@ def make_accelerator(
     if config.precision == "fp16" and config.optimizer == "muon":
         raise ValueError("precision fp16 scales the loss for one optimizer, and muon brings two: choose bf16 or adamw")
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision), cpu=config.device == "cpu",
+    return Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision), cpu=config.device == "cpu" or not (available["cuda"] or available["mps"]),
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 # %% ../nbs/05_training.ipynb #ad9227fe
@@ -401,6 +402,7 @@ def load_checkpoint(
 ) -> tuple[PretrainedModel, Tokenizer]:
     "The model of a checkpoint, in evaluation mode, and its tokenizer; FileNotFoundError where there is none, ValueError where it is damaged."
     whole = _whole_copy(checkpoint)
+    if not whole.is_dir(): raise FileNotFoundError(f"{checkpoint} is no folder, so no checkpoint: name one that training or save_pretrained wrote")
     model, tokenizer = load_model(whole), load_tokenizer(whole)
     check_vocabulary(model, tokenizer)
     return model, tokenizer

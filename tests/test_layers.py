@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from shimmer.layers import (Attention, KVCache, Prediction, PretrainedModel, SwiGLU, TransformerBlock, attention_mask,
+from shimmer.layers import (Attention, KVCache, Prediction, PretrainedModel, SwiGLU, TransformerBlock, attend, attention_mask,
                             load_model, rotary_angles, rotate)
 
 HEAD_DIM = 4
@@ -449,3 +449,18 @@ def test_a_known_module_is_imported_for_its_model_type(tmp_path, monkeypatch):
     Toy(ToyConfig(5)).save_pretrained(tmp_path / "toy")
     rewrite(tmp_path / "toy", model_type="latecomer")
     refused(lambda: load_model(tmp_path / "toy"), ValueError, "LateConfig doesn't know")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_plain_products_in_half_precision_are_attention(causal, padded):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 9, 8, generator=g, dtype=torch.float64)
+    mask = torch.rand(2, 9, generator=g) < 0.6 if padded else None
+    halves = [t.bfloat16().requires_grad_() for t in (q, k, v)]
+    wholes = [t.detach().double().requires_grad_() for t in halves]
+    out, expected = attend(*halves, mask, causal), attend(*wholes, mask, causal)
+    torch.testing.assert_close(out.double(), expected, atol=0.05, rtol=0.05)
+    out.float().square().sum().backward(), expected.square().sum().backward()
+    for half, whole in zip(halves, wholes):
+        torch.testing.assert_close(half.grad.double(), whole.grad, atol=0.1, rtol=0.1)
