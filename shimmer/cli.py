@@ -6,7 +6,7 @@
 __all__ = ['HABITS', 'OTHERWISE', 'VOCAB_SIZE', 'MODELS', 'FLAGS', 'BLANK', 'COMMANDS', 'Habits', 'Train', 'same_names', 'lira',
            'build_model', 'stages_of', 'pick_device', 'train_config', 'check_place', 'read_json', 'check_same_model',
            'scored_bytes', 'train', 'report_training', 'Sampling', 'load', 'encode', 'blanks', 'canvas_of', 'write',
-           'Generate', 'generate', 'terminal', 'Animate', 'new_file', 'aside', 'animate', 'Evaluate',
+           'Generate', 'generate', 'terminal', 'aside', 'Animate', 'new_file', 'animate', 'Evaluate',
            'confidence_by_rightness', 'judge_tales', 'measure', 'show_value', 'evaluate', 'print_table', 'Info', 'info',
            'describe', 'is_refusal', 'main']
 
@@ -380,6 +380,18 @@ def terminal() -> Console:
     return Console(force_jupyter=False, width=None if sys.stdout.isatty() else 100)
 
 # %% ../nbs/13_cli.ipynb #5b5aa298
+@contextmanager
+def aside(
+    path: Path,
+):
+    "A path to write to, put in `path`'s place when it is whole; OSError where it can't be written."
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            os.replace(Path(folder) / path.name, path)
+    except OSError as error: raise OSError(f"{path} could not be written ({error.strerror or error}): make room or mend the access rights") from error
+
+# %% ../nbs/13_cli.ipynb #3f236e44
 @dataclass(kw_only=True)
 class Animate(Sampling):
     "Show a text being written: as a web page with a player, as an animated GIF, or as a picture."
@@ -398,17 +410,6 @@ def new_file(
     if not file.parent.is_dir(): raise FileNotFoundError(f"output {path!r}: the folder {file.parent} does not exist: make it first")
     if file.is_dir() or file.exists() and not overwrite: raise FileExistsError(f"output {path!r} exists: give another name, or --overwrite it")
     return file
-
-@contextmanager
-def aside(
-    path: Path,
-):
-    "A path to write to, put in `path`'s place when it is whole; OSError where it can't be written."
-    try:
-        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-            yield Path(folder) / path.name
-            os.replace(Path(folder) / path.name, path)
-    except OSError as error: raise OSError(f"{path} could not be written ({error.strerror or error}): make room or mend the access rights") from error
 
 def animate(
     options: Animate,

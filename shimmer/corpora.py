@@ -240,17 +240,19 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _building(name: str | Path):
-    "Let `datasets` build something without progress bars, and say in one line why it can't."
-    quiet = datasets.are_progress_bars_disabled()
+    "Let `datasets` build something without progress bars and log lines, and say in one line why it can't."
+    quiet, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try: yield
     except Exception as error:
         cause = error
         while inner := cause.__cause__ or cause.__context__: cause = inner
         if isinstance(cause, UnicodeDecodeError): raise ValueError(f"{name} is not UTF-8 (byte 0x{cause.object[cause.start]:02x}): convert it, for example with iconv") from error
         if isinstance(cause, OSError): raise OSError(f"{name} could not be read, or not copied to {datasets.config.HF_DATASETS_CACHE} ({_reason(cause)}): mend the access rights, make room, or name another folder in HF_DATASETS_CACHE") from error
-        raise ValueError(f"{name} can't be read ({_reason(cause)}): each line of a .jsonl file, and each row of a .parquet file, must have a text") from error
+        raise ValueError(f"{name} can't be read ({_reason(cause).rstrip('.')}): write it again; each line of a .jsonl file, each row of a .parquet file, holds a text") from error
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if not quiet: datasets.enable_progress_bars()
 
 def _rows(

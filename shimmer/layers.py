@@ -328,7 +328,7 @@ def _model_class(
     if model_type not in known and model_type.isidentifier() and importlib.util.find_spec(f"shimmer.{model_type}"):
         importlib.import_module(f"shimmer.{model_type}")
     if model_type in known: return known[model_type]
-    raise ValueError(f"{file} is of model_type {model_type!r}, and only {', '.join(sorted(known)) or 'none'} are known: import the module that defines it first")
+    raise ValueError(f"{file} is of model_type {model_type!r}, which is no room of this library and was not defined by an imported module (known so far: {', '.join(sorted(known)) or 'none'}): import the module that defines it, or load it with the version that saved it")
 
 def load_model(
     source: str | Path,  # a directory that save_pretrained wrote, or a Hub id, owner/name

@@ -40,6 +40,11 @@ class LatentCanvasConfig:
     def __post_init__(self):
         if self.mask_token_id is None: self.mask_token_id = self.vocab_size
         if self.num_layers < 1: raise ValueError(f"num_layers is {self.num_layers}: the refine block needs at least 1 layer")
+        for name in ("vocab_size", "hidden_size", "max_seq_len"):
+            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        for name in ("num_prelude_layers", "num_coda_layers"):
+            if getattr(self, name) < 0: raise ValueError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
+        if not 0 <= self.dropout < 1: raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
         if self.num_refine_steps < 1: raise ValueError(f"num_refine_steps is {self.num_refine_steps}: a canvas needs at least 1 refinement")
         for name in ("mask_token_id", "pad_token_id"):
             if (id := getattr(self, name)) is not None and not 0 <= id <= self.vocab_size:

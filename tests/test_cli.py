@@ -19,6 +19,7 @@ from shimmer.samplers import Order, Schedule
 
 SIZE = "--num_samples 400 --hidden_size 16 --num_layers 1 --num_heads 2 --num_refine_steps 1 --qk_norm --batch_size 32 --lr 3e-3 " \
        "--stage_epochs 1 --validation_texts 8 --validation_draws 2 --device cpu"
+ROOM = cli.HABITS["tales"].max_seq_len
 SOURCE = "--progressive --model lira --dataset tinystories --num_samples 100000 --vocab_size 10000 --hidden_size 288 --num_layers 6 --num_heads 6 " \
          "--max_seq_len 256 --batch_size 64 --stage_epochs 3 --lr 2e-4 --device cuda --gpu 0 --fp16 --checkpoint_name lira_12m"
 
@@ -117,7 +118,7 @@ def test_infilling_ends_the_text_or_leaves_room(shared, monkeypatch):
     options = cli.Sampling(checkpoint="checkpoints/tiny", infill="Once ___ a time", device="cpu")
     model, tokenizer = cli.load(options)
     whole, = cli.canvas_of(model, tokenizer, options)
-    assert len(whole) == 80 and (whole[4:] == tokenizer.eos_token_id).all() and (whole == tokenizer.mask_token_id).sum() == 1
+    assert len(whole) == ROOM and (whole[4:] == tokenizer.eos_token_id).all() and (whole == tokenizer.mask_token_id).sum() == 1
     options.gen_length = 3
     open_ended, = cli.canvas_of(model, tokenizer, options)
     assert (open_ended == tokenizer.mask_token_id).tolist() == [False, True, False, False, True, True, True]
@@ -127,9 +128,9 @@ def test_evaluate_measures_and_writes_json(run, shared):
     code, out, err = run("evaluate --checkpoint checkpoints/tiny --num_texts 16 --draws 2 --num_tales 4 --output figures.json")
     assert (code, err) == (0, "") and "nelbo_nats_per_canvas" in out
     figures = json.loads((shared / "figures.json").read_text())
-    assert figures["corpus"] == "tales" and figures["canvases"] == 16 and figures["canvas_length"] == 80
+    assert figures["corpus"] == "tales" and figures["canvases"] == 16 and figures["canvas_length"] == ROOM
     assert figures["nelbo_nats_per_canvas"] > figures["entropy_nats_per_tale"]
-    assert figures["nelbo_nats_per_token"] == pytest.approx(figures["nelbo_nats_per_canvas"] / 80)
+    assert figures["nelbo_nats_per_token"] == pytest.approx(figures["nelbo_nats_per_canvas"] / ROOM)
     assert 0 < figures["nelbo_standard_error"] < figures["nelbo_nats_per_canvas"]
     low, high = figures["tales_right_95_percent"]
     assert 0 <= low <= figures["tales_right"] <= high <= 1 and sum(figures["tales_wrong_by"].values()) == 4 * (1 - figures["tales_right"])
@@ -285,6 +286,10 @@ def test_usage_errors_are_exit_2_without_a_traceback(run, line):
     ("--fp16", ["fp16", "bf16"]),
     ("--gpu 0", ["gpu 0", "cpu"]),
     ("--checkpoint_name ../figures_folder --overwrite", ["is no checkpoint", "left alone"]),
+    ("--checkpoint_dir short.txt", ["short.txt", "is a file"]),
+    ("--checkpoint_dir checkpoints/tiny", ["lies in a checkpoint", "replaced as a whole"]),
+    ("--seed 20261122070000", ["seed is 20261122070000", "0 to 4294967295"]),
+    ("--tokenizer bpe --vocab_size 0", ["vocab_size=0"]),
 ])
 def test_training_is_refused(refused, shared, flags, parts):
     (shared / "empty.txt").write_text("")
@@ -302,14 +307,15 @@ def test_cuda_that_is_absent(refused, command):
 
 @pytest.mark.parametrize("flags, parts", [
     ("--gen_length 0", ["gen_length is 0"]),
-    ("--gen_length 81", ["81", "80"]),
-    ("--prompt " + shlex.quote("Once" + " a" * 89), ["90 tokens", "80"]),
+    (f"--gen_length {ROOM + 1}", [f"{ROOM + 1}", f"{ROOM} at most"]),
+    ("--prompt " + shlex.quote("Once" + " a" * 89), ["90 tokens", f"holds {ROOM}"]),
     ("--prompt Zebra", ["'Zebra'", "prompt"]),
     ("--infill 'Lily ran.'", ["no blank", "___"]),
     ("--infill '[MASK:0]'", ["no tokens"]),
-    ("--infill '[MASK:200]'", ["200", "80"]),
+    ("--infill '[MASK:200]'", ["200", f"holds {ROOM}"]),
     ("--infill 'Lily ___' --prompt Lily", ["prompt and infill"]),
-    ("--infill '___' --gen_length 80", ["80"]),
+    (f"--infill '___' --gen_length {ROOM}", [f"gen_length is {ROOM}"]),
+    ("--seed -1", ["seed is -1", "0 to 4294967295"]),
     ("--num_refine_steps 0", ["num_refine_steps is 0"]),
     ("--num_steps 0", ["num_steps is 0"]),
     ("--num_samples 0", ["num_samples is 0"]),
@@ -389,7 +395,7 @@ def test_outputs_that_can_not_be(refused, output, part):
     refused(f"animate --checkpoint checkpoints/tiny --output {output}", part)
 
 
-@pytest.mark.parametrize("flags, part", [("--num_texts 0", "num_texts"), ("--draws 0", "draws"), ("--num_tales 0", "num_tales"), ("--corpus short.jsonl", "short.jsonl"), ("--output x.csv", ".csv")])
+@pytest.mark.parametrize("flags, part", [("--num_texts 0", "num_texts"), ("--draws 0", "draws"), ("--num_tales 0", "num_tales"), ("--corpus short.jsonl", "short.jsonl"), ("--output x.csv", ".csv"), ("--temperature -1", "temperature is -1")])
 def test_measuring_is_refused(refused, flags, part):
     refused(f"evaluate --checkpoint checkpoints/tiny {flags}", part)
 
@@ -407,6 +413,17 @@ def test_a_full_disk_loses_nothing(refused, copy, monkeypatch):
     monkeypatch.setattr(shimmer.training, "save_file", full)
     refused(f"train {SIZE} --checkpoint_name copy --overwrite", "No space left", "checkpoints/copy")
     assert snapshot(copy) == held and not list(copy.parent.glob("copy.*"))
+
+
+@pytest.mark.parametrize("command", ["animate --output full.html", "animate --output full.gif", "animate --output full.png", "evaluate --num_texts 1 --draws 1 --num_tales 1 --output full.json"])
+def test_a_full_disk_loses_no_output(refused, shared, monkeypatch, command):
+    place = shared / command.split()[-1]
+    place.write_text("mine")
+    before = set(shared.iterdir())
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(cli.os, "replace", full)
+    refused(f"{command} --checkpoint checkpoints/tiny --overwrite", place.name, "could not be written", "No space left")
+    assert place.read_text() == "mine" and set(shared.iterdir()) == before
 
 
 def test_an_interrupt_says_how_to_go_on_and_resuming_ends_alike(run, shared, monkeypatch):
@@ -462,6 +479,11 @@ def test_exit_codes_reach_the_shell(shared):
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("shimmer: gen_length is 0") and done.stderr.count("\n") == 1
     done = command("train", "--nope", folder=shared)
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_the_module_is_the_command_too(shared):
+    done = subprocess.run([sys.executable, "-m", "shimmer.cli", "info", "--checkpoint", "nowhere"], capture_output=True, text=True, timeout=120, cwd=shared)
+    assert done.returncode == 2 and done.stderr.startswith("shimmer: nowhere") and done.stderr.count("\n") == 1
 
 
 def test_the_entry_point_is_installed():

@@ -3,11 +3,14 @@ import itertools
 import json
 import math
 
+import datasets
+import huggingface_hub
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given, strategies as st
 
+from shimmer import corpora
 from shimmer.corpora import CAST, STORY, Tales, load_corpus, tell, zipf
 
 TALES = Tales()
@@ -155,5 +158,62 @@ def test_what_is_refused(tmp_path, monkeypatch):
     refused(ValueError, "no column 'text'", tmp_path / "untitled.jsonl")
     refused(ValueError, "rename or convert", tmp_path / "x.docx")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1") * 50)
-    refused(ValueError, "is not UTF-8", tmp_path / "latin.txt")
+    refused(ValueError, "is not UTF-8.*0xe9", tmp_path / "latin.txt")
+    (tmp_path / "late.txt").write_bytes(b"A text.\n<|endoftext|>\n" * 20_000 + "caf\xe9".encode("latin-1"))
+    refused(ValueError, "is not UTF-8.*0xe9", tmp_path / "late.txt")
     refused(ValueError, "limit is 0", "tales", limit=0)
+
+
+@pytest.mark.parametrize("name, content, match", [
+    ("empty.jsonl", b"", "is empty"),
+    ("broken.jsonl", b'{"text": "a"}\n{"text": bro', "can't be read"),
+    ("damaged.parquet", b"no table", "can't be read"),
+    ("numbers.jsonl", b'{"text": 1}\n' * 40, "holds int64"),
+    ("lists.jsonl", b'{"text": ["a"]}\n' * 40, "holds lists"),
+    ("holes.jsonl", b'{"text": "a"}\n{"text": null}\n' * 40, "40 rows without a text"),
+])
+def test_tables_that_hold_no_texts(tmp_path, name, content, match):
+    (tmp_path / name).write_bytes(content)
+    refused(ValueError, match, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a b/c d", "./nosuch", "a/b/c"])
+def test_names_that_no_dataset_can_have(name):
+    refused(FileNotFoundError, "could not be downloaded", name)
+
+
+def test_a_full_disk_names_the_folder(tmp_path, monkeypatch):
+    def full(*args, **options): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Dataset, "from_generator", full)
+    refused(OSError, "tales could not be read, or not copied to .*No space left.*HF_DATASETS_CACHE", "tales", limit=7)
+
+
+def test_a_download_is_kept(tmp_path, monkeypatch):
+    monkeypatch.delenv("SHIMMER_DATA", raising=False)
+    monkeypatch.setenv("SHIMMER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "input.txt").write_text("To be, or not to be.\n" * 50)
+    monkeypatch.setattr(corpora, "SHAKESPEARE", (tmp_path / "input.txt").as_uri())
+    for there in (True, False):
+        corpus = load_corpus("tinyshakespeare")
+        assert corpus.name == "tinyshakespeare" and not corpus.documents and corpus.train[0]["text"].startswith("To be")
+        if there: (tmp_path / "input.txt").unlink()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_its_copies_are_used(monkeypatch):
+    asked = []
+    class Session:
+        def head(self, url, timeout):
+            asked.append(url)
+            raise ConnectionError("no route to host")
+    offline = lambda: (huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
+    refused(FileNotFoundError, "no route to host", "nobody/nothing")
+    assert len(asked) == 1 and offline() == (False, False)
+    copy = DatasetDict({split: Dataset.from_dict({"text": ["kept"]}) for split in ("train", "test")})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: copy if offline() == (True, True) else None)
+    assert load_corpus("somebody/something").train["text"][0] == "kept" and offline() == (False, False)
+    copy.pop("train")
+    refused(ValueError, "the splits test and no split 'train'", "somebody/something")

@@ -241,3 +241,9 @@ def test_blocks_keep_the_latent_at_one_size():
     torch.manual_seed(0)
     block, z = RefineBlock(LatentCanvasConfig(**SMALL)), torch.randn(2, L, 16) * 100
     assert abs(block(z, rotary_angles(L, 8)).pow(2).mean().item() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("field, value", [("vocab_size", 0), ("hidden_size", 0), ("hidden_size", -8), ("max_seq_len", 0), ("num_prelude_layers", -1), ("num_coda_layers", -2), ("dropout", 1.0), ("dropout", -0.1)])
+def test_a_shape_that_cannot_be_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value}"):
+        LatentCanvasConfig(**{"vocab_size": 9, field: value})

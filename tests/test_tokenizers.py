@@ -364,6 +364,13 @@ def test_large_vocabularies_are_stored_whole(tmp_path):
     assert row.tolist() == [0, 69_999, tokenizer.eos_token_id]
 
 
+def test_a_full_disk_names_the_cache(tmp_path, family, monkeypatch):
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(module.os, "replace", full)
+    with pytest.raises(OSError, match="toy.train could not be written to .*No space left.*SHIMMER_CACHE"): encode_corpus(corpus(TEXTS, TEXTS), family["char"], 32, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("one, tokenizer, length, message", [
     (corpus([], ["a"]), CHARS, 4, "toy.train holds 0 characters"), (corpus(["a"], ["", ""]), CHARS, 4, "toy.valid holds 0 characters"),
     (corpus(["a"], ["a"]), CHARS, 0, "max_seq_len=0"), (corpus(["a"], ["a"]), CharTokenizer(["a"], eos=False), 4, "eos=True"),

@@ -199,6 +199,11 @@ def test_a_linked_directory_stays_linked(tmp_path):
     assert (tmp_path / "link").is_symlink() and same(load_checkpoint(tmp_path / "link")[0], make_model(2))
 
 
+def test_what_is_no_checkpoint_is_refused_as_it_was_named(tmp_path):
+    for name in ("owner/name", tmp_path / "absent"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is no folder"): load_checkpoint(name)
+
+
 # --- resumed ---------------------------------------------------------------------------------------------------------
 
 def test_resuming_from_every_checkpoint_ends_in_the_same_weights(corpus, unbroken, tmp_path):
@@ -331,6 +336,7 @@ from test_training import *
 config = make_config({directory!r}, gradient_accumulation=2, optimizer="adamw", lr=1e-3)
 result = fit(make_model(dropout=0.0), make_corpus(), PLAIN, config)
 assert make_accelerator(config).num_processes == 2
+assert torch.cuda.is_available() or torch.backends.mps.is_available() or make_accelerator(replace(config, device=None)).num_processes == 2
 rank = int(os.environ["RANK"])
 save_checkpoint({directory!r} + f"-{{rank}}", result.model)
 with open({directory!r} + f"-{{rank}}/log.jsonl", "w") as file: file.write("".join(json.dumps(row) + chr(10) for row in result.log))
@@ -341,7 +347,7 @@ torch.distributed.destroy_process_group()
 def test_two_processes_agree_with_one(corpus, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO.format(tests=os.path.dirname(__file__), directory=str(tmp_path / "two")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
     assert done.returncode == 0, done.stderr[-3000:]
     settings = dict(optimizer="adamw", lr=1e-3)
@@ -521,7 +527,7 @@ def test_stages_that_make_no_sense_are_refused(values):
 
 
 @pytest.mark.parametrize("values", [dict(batch_size=0), dict(gradient_accumulation=0), dict(log_every=0), dict(validate_every=0), dict(validation_texts=0), dict(validation_draws=0), dict(checkpoint_every=-1),
-                                    dict(lr=0), dict(lr=math.nan), dict(muon_lr=-1), dict(clip=0), dict(weight_decay=-0.1), dict(warmup_steps=-1), dict(min_lr_share=2), dict(ema_decay=1.0), dict(precision="fp8"), dict(optimizer="sgd")])
+                                    dict(lr=0), dict(lr=math.nan), dict(muon_lr=-1), dict(clip=0), dict(weight_decay=-0.1), dict(seed=-1), dict(seed=2**32), dict(warmup_steps=-1), dict(min_lr_share=2), dict(ema_decay=1.0), dict(precision="fp8"), dict(optimizer="sgd")])
 def test_settings_that_make_no_sense_are_refused(values):
     (name, value), = values.items()
     with pytest.raises(ValueError, match=f"{name}.*{str(value)}") as error: TrainConfig(**values)
