@@ -24,10 +24,11 @@ class Trajectory:
     confidence: Tensor  # [S, B, L] in [0, 1]: the model's own confidence at each call; where it has none, its probability of the token that then stood or was written there (at a mask that stayed: of the one drawn); 1 in rows that had ended
     given: Tensor  # [B, L] bool, positions that were never to change (pads among them)
     num_calls: Tensor  # [B] network calls each row took part in
-    stop_reason: list[str]  # for each row "canvas full", "nothing changes", "calls used up" or "nothing to write"
+    stop_reason: list[str]  # for each row "canvas full", "nothing changes", "little changes", "calls used up" or "nothing to write"
     mask_token_id: int
     pad_token_id: int | None = None
     eos_token_id: int | None = None
+    chosen: Tensor | None = None  # [S, B, L] bool, where the policy wrote, also where the token that stood there came again; None from samplers that have no policy
 
     @property
     def written(self) -> Tensor:  # [S, B, L] bool
@@ -117,6 +118,8 @@ class Decision(NamedTuple):
 class Policy(Protocol):
     "Anything that looks at a `View` and decides."
     reopens: bool  # whether it may take tokens back, so that a full canvas is not yet the end
+    stop_threshold: float  # of one that reopens: a row is done when less than this share of its positions changes; 0 where it has none: when nothing changes
+    freezes_end: bool  # of one that reopens: whether a written end-of-text, and all behind it, is final; False where it has none
     def __call__(self, view: View) -> Decision: ...
 
 # %% ../nbs/06_samplers.ipynb #40d3f234
@@ -185,7 +188,8 @@ def refine(
     given = (ids != mask_id if given is None else given.to(device)) | pads
     if (missing := given & (ids == mask_id)).any(): raise ValueError(f"{int(missing.sum())} given positions hold the mask token: given positions need a token")
     noise, num_masked = RowNoise(seed, ~pads), (ids == mask_id).sum(1)
-    canvases, held, state = [ids], [], None
+    freezes, little = getattr(policy, "freezes_end", False), getattr(policy, "stop_threshold", 0.0) * (~given).sum(1)
+    canvases, held, chosen, state, ended = [ids], [], [], None, torch.zeros_like(given)
     active = (~given if policy.reopens else ids == mask_id).any(1)  # rows that are not done
     num_calls, reason = torch.zeros(len(ids), dtype=torch.long), ["calls used up" if a else "nothing to write" for a in active.tolist()]
     was_training = model.training
@@ -195,7 +199,7 @@ def refine(
             if not active.any(): break
             logits, head, state = model.denoise(ids, state)
             masked = (ids == mask_id) & active[:, None]
-            open = ~given & active[:, None] if policy.reopens else masked
+            open = ~given & ~(ended & freezes) & active[:, None] if policy.reopens else masked
             log_probs = logits[open].double()  # [N, V]
             for banned in (mask_id, pad_id):
                 if banned is not None and banned < log_probs.shape[-1]: log_probs[:, banned] = -math.inf
@@ -208,21 +212,22 @@ def refine(
             if decision.reopen is not None: new = torch.where(decision.reopen & open & ~write, mask_id, new)
             if eos_token_id is not None:
                 ended = ((new == eos_token_id) & ~given).int().cummax(1).values.bool()  # at an end-of-text that was written, or behind it
-                new = torch.where(ended & (new == mask_id), eos_token_id, new)
+                new = torch.where(ended & ~given & (freezes | (new == mask_id)), eos_token_id, new)
             if head is None:
                 token = torch.where(new == mask_id, drawn, new)[..., None]
                 head = (logits.gather(-1, token)[..., 0] - logits.logsumexp(-1)).exp()
             held.append(head.float().masked_fill(~active[:, None], 1.0).cpu())
+            chosen.append(write.cpu())
             num_calls += active.cpu()
-            done = active & ~(new == mask_id).any(1)
-            if policy.reopens: done &= (new == ids).all(1)
-            for row in done.nonzero().flatten().tolist(): reason[row] = "nothing changes" if policy.reopens else "canvas full"
+            done, changed = active & ~(new == mask_id).any(1), (new != ids).sum(1)
+            if policy.reopens: done &= (changed == 0) | (changed < little)
+            for row in done.nonzero().flatten().tolist(): reason[row] = "canvas full" if not policy.reopens else "little changes" if changed[row] else "nothing changes"
             active, ids = active & ~done, new
             canvases.append(ids)
     finally:
         model.train(was_training)
-    confidence = torch.stack(held) if held else torch.zeros(0, *ids.shape)
-    return Trajectory(ids.cpu(), torch.stack(canvases).cpu(), confidence, given.cpu(), num_calls, reason, mask_id, pad_id, eos_token_id)
+    by_call = lambda kept: torch.stack(kept) if kept else torch.zeros(0, *ids.shape)
+    return Trajectory(ids.cpu(), torch.stack(canvases).cpu(), by_call(held), given.cpu(), num_calls, reason, mask_id, pad_id, eos_token_id, by_call(chosen).bool())
 
 # %% ../nbs/06_samplers.ipynb #5dc1072c
 def highest(
