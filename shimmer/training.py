@@ -216,9 +216,11 @@ class LossModule(nn.Module):
         ids: Tensor,  # [B, L] int64
         noise: Tensor,  # [B, 1 + L] in [0, 1)
         stage: Stage,
-    ) -> dict[str, Tensor]:  # scalars, "loss" among them
+        state: tuple[Tensor, ...] | None = None,  # what the loss before this one on the same canvases returned as "state"
+    ) -> dict:  # scalars, "loss" among them; "state" without its gradient where the model carries one
         "The model's own `loss`."
-        return self.model.loss(Batch(ids, noise), stage)
+        losses = self.model.loss(Batch(ids, noise), stage) if state is None else self.model.loss(Batch(ids, noise), stage, state)
+        return losses | {"state": tuple(part.detach() for part in losses["state"])} if "state" in losses else losses
 
 # %% ../nbs/05_training.ipynb #d4e683c8
 def make_accelerator(
@@ -304,31 +306,53 @@ class Updater:
         "Let the model's config say how many refinements it is trained for."
         if hasattr(self.model.config, "num_refine_steps"): self.model.config.num_refine_steps = stage.refine_steps_range[1]
 
-    def update(self) -> dict[str, Tensor]:  # this process's losses, and the gradient's norm before clipping
-        "One step: read the canvases, draw the noise, add up the gradients of the parts, move the weights."
-        stage, rows, noise = self.plan.batch(self.step, self.corpus.max_seq_len)
-        self.follow(self.plan.stages[self.plan.stage_of(self.step)[0]])
-        index, share = self.accelerator.process_index, learning_rate_share(self.step, self.plan.total, self.config)
-        for optimizer, peak in zip(self.optimizers, self.peaks):
-            for group in optimizer.param_groups: group["lr"] = peak * share
-        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 1009 + index)  # dropout's only source
-        parts = list(zip(rows.split(self.part_size), noise.split(self.part_size)))[index :: self.accelerator.num_processes]
+    def move(
+        self,
+        parts: list[tuple[Tensor, Tensor]],  # canvases [b, L] and noise [b, 1 + L] of each part
+        stage: Stage,
+        states: list,  # one for each part, None at first; replaced by what the losses return
+    ) -> dict[str, Tensor]:  # losses, and the gradient's norm before clipping
+        "Add up the gradients of the parts and move the weights once."
         sums = {}
-        for i, (numbers, noise_part) in enumerate(parts):
+        for i, (ids, noise) in enumerate(parts):
             with nullcontext() if i + 1 == len(parts) else self.accelerator.no_sync(self.wrapped):
-                losses = self.wrapped(self.read(numbers), noise_part.to(self.accelerator.device), stage)
+                losses = self.wrapped(ids, noise, stage, states[i])
                 self.accelerator.backward(losses["loss"] / len(parts))
+            states[i] = losses.pop("state", None)
             for name, value in losses.items(): sums[name] = sums.get(name, 0) + value.detach() / len(parts)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if self.accelerator.scaler is not None: norm = norm.nan_to_num(0.0, 0.0)  # fp16 skips an update that overflows
         for optimizer in self.prepared:
             optimizer.step()
             optimizer.zero_grad()
-        self.step += 1
-        if self.average is not None:
-            decay = min(self.config.ema_decay, self.step / (self.step + 10))
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
         return {**sums, "grad_norm": norm}
+
+    def settle(
+        self,
+        moves: int,  # how often the weights have been moved so far
+    ):
+        "What follows a move of the weights: the model's own `after_update`, and the average."
+        if hasattr(self.model, "after_update"): self.model.after_update(moves)
+        if self.average is not None:
+            decay = min(self.config.ema_decay, moves / (moves + 10))
+            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
+
+    def update(self) -> dict[str, Tensor]:  # this process's losses, and the gradient's norm before clipping, means over the supervised steps
+        "One step: read the canvases, draw the noise, and move the weights, as often as the model is supervised on a batch."
+        stage, numbers, noise = self.plan.batch(self.step, self.corpus.max_seq_len)
+        self.follow(self.plan.stages[self.plan.stage_of(self.step)[0]])
+        index, share = self.accelerator.process_index, learning_rate_share(self.step, self.plan.total, self.config)
+        for optimizer, peak in zip(self.optimizers, self.peaks):
+            for group in optimizer.param_groups: group["lr"] = peak * share
+        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 1009 + index)  # dropout's only source
+        parts = list(zip(numbers.split(self.part_size), noise.split(self.part_size)))[index :: self.accelerator.num_processes]
+        parts = [(self.read(numbers), noise.to(self.accelerator.device)) for numbers, noise in parts]
+        states, rows, supervised = [None] * len(parts), [], getattr(self.model, "supervision_steps", 1)
+        for n in range(supervised):
+            rows.append(self.move(parts, stage, states))
+            self.settle(self.step * supervised + n + 1)
+        self.step += 1
+        return {name: torch.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
 
 # %% ../nbs/05_training.ipynb #1d650249
 def _places(
@@ -635,13 +659,17 @@ def flops_per_update(
     batch_size: int,  # canvases
     length: int,  # tokens of a canvas
 ) -> int:  # floating-point operations, a multiplication and an addition counted as two
-    "Count the operations of one loss and its gradient, by carrying them out on random tokens; the model's gradients are cleared."
+    "Count the operations of one batch's losses and their gradients, by carrying them out on random tokens; the model's gradients are cleared."
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     ids = torch.randint(model.config.vocab_size, (batch_size, length), generator=generator)
     if (pad := getattr(model.config, "pad_token_id", None)) is not None: ids[ids == pad] = (pad + 1) % model.config.vocab_size
     stage = replace(stage, num_refine_steps=stage.refine_steps_range[1])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.loss(Batch(ids.to(device), draw_noise(batch_size, length, generator).to(device)), stage)["loss"].backward()
+        module, noise, state = LossModule(model), draw_noise(batch_size, length, generator).to(device), None
+        for _ in range(getattr(model, "supervision_steps", 1)):
+            losses = module(ids.to(device), noise, stage, state)
+            losses["loss"].backward()
+            state = losses.get("state")
     model.zero_grad()
     return counter.get_total_flops()

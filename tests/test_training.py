@@ -708,3 +708,122 @@ def test_counting_leaves_generators_alone(corpus):
     model, before = make_model(), torch.get_rng_state()
     flops_per_update(model, STAGES[0], 2, 12)
     assert before.equal(torch.get_rng_state())
+
+
+# --- several updates a batch, and what follows each ------------------------------------------------------------------
+
+@dataclass
+class CarryConfig:
+    vocab_size: int = 21
+    supervision_steps: int = 3
+    model_type: str = "carry"
+
+
+class Carry(PretrainedModel):
+    "Marginals that depend on a carried number, a frozen teacher that follows them, and notes of what was called."
+    config_class = CarryConfig
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.bias, self.weight = config, nn.Parameter(torch.zeros(config.vocab_size)), nn.Parameter(torch.ones(config.vocab_size))
+        self.teacher, self.notes = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=False), []
+
+    @property
+    def supervision_steps(self): return self.config.supervision_steps
+
+    def loss(self, batch, stage, state=None):
+        self.notes.append((batch.ids, batch.noise, state))
+        carried = torch.zeros(len(batch.ids), 1) if state is None else state[0]
+        logits = self.bias + torch.tanh(carried) * self.weight
+        target = F.one_hot(batch.ids, self.config.vocab_size).float().mean(1)
+        loss = F.cross_entropy(F.dropout(logits, 0.1, self.training), target)
+        return {"loss": loss, "state": (carried + logits.mean(1, keepdim=True) + batch.noise[:, :1], carried + 1)}
+
+    def after_update(self, moves):
+        self.notes.append(moves)
+        self.teacher.lerp_(self.bias.detach(), 0.3 if moves > 1 else 1.0)
+
+
+CARRY_STAGES = (Stage("one", share_of_data=0.5, epochs=2), Stage("two", share_of_data=0.5, epochs=1))
+still = lambda model, ids, draws, seed: torch.ones(len(ids))
+
+
+def carry(directory=None, corpus=None, resume=False, model=None, **options):
+    return fit(model or Carry(CarryConfig(22)), corpus, CARRY_STAGES, make_config(directory, optimizer="adamw", **options), measure=still, resume=resume)
+
+
+def test_a_batch_is_supervised_as_often_as_the_model_says_with_detached_state(corpus):
+    result = carry(corpus=corpus)
+    assert result.steps == Plan(CARRY_STAGES, 96, 8, 0).total
+    calls, moves = ([n for n in result.model.notes if isinstance(n, kind)] for kind in (tuple, int))
+    assert moves == list(range(1, 3 * result.steps + 1)) and len(calls) == len(moves)
+    assert [isinstance(n, int) for n in result.model.notes] == [False, True] * len(moves)
+    for i, (ids, noise, state) in enumerate(calls):
+        first_ids, first_noise, _ = calls[i - i % 3]
+        assert ids.equal(first_ids) and noise.equal(first_noise) and (state is None) == (i % 3 == 0)
+        if state: assert not any(part.requires_grad for part in state) and state[1].equal(1 + (calls[i - 1][2][0] if i % 3 > 1 else torch.zeros(8, 1)))
+
+
+def test_supervised_updates_equal_the_loop_written_out(corpus):
+    ours, plain = Carry(CarryConfig(22)).eval(), Carry(CarryConfig(22)).eval()
+    plan, config = Plan(CARRY_STAGES, 96, 8, 0), make_config(optimizer="adamw", weight_decay=0.0, ema_decay=0.5)
+    updater, adamw = training.Updater(ours, corpus, plan, config), torch.optim.AdamW([plain.bias, plain.weight], betas=(0.9, 0.95), weight_decay=0.0)
+    average, moves = plain.bias.detach().clone(), 0
+    for step in range(3):
+        stage, rows, noise = plan.batch(step, 12)
+        batch, state, losses = training.Batch(torch.as_tensor(corpus.train[rows.tolist()]["ids"]), noise), None, []
+        for _ in range(3):
+            for group in adamw.param_groups: group["lr"] = config.lr * learning_rate_share(step, plan.total, config)
+            out = plain.loss(batch, stage, state)
+            adamw.zero_grad()
+            out["loss"].backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), config.clip)
+            adamw.step()
+            state, moves = tuple(part.detach() for part in out["state"]), moves + 1
+            average.lerp_(plain.bias.detach(), 1 - min(0.5, moves / (moves + 10)))
+            losses.append(out["loss"].item())
+        row = updater.update()
+        assert row["loss"].item() == pytest.approx(sum(losses) / 3, rel=1e-5) and row.keys() == {"loss", "grad_norm"}
+        torch.testing.assert_close(ours.bias, plain.bias)
+        torch.testing.assert_close(updater.average["bias"], average)
+
+
+def test_a_killed_run_of_several_updates_a_batch_ends_in_the_same_weights_and_teacher(corpus, tmp_path):
+    unbroken = carry(tmp_path / "whole", corpus)
+    for update in (2, 11, 3 * unbroken.steps - 1):
+        model, count = Carry(CarryConfig(22)), 0
+        loss = model.loss
+        def mortal(*args):
+            nonlocal count
+            count += 1
+            if count == update: raise Killed
+            return loss(*args)
+        model.loss = mortal
+        with pytest.raises(Killed): carry(tmp_path / str(update), corpus, model=model)
+        resumed = carry(tmp_path / str(update), corpus, resume=True)
+        assert same(resumed.model, unbroken.model) and timeless(resumed.log) == timeless(unbroken.log)
+        assert resumed.model.teacher.abs().sum() > 0
+
+
+def test_parts_of_a_batch_carry_states_of_their_own(corpus):
+    run = lambda **options: training.Updater(Carry(CarryConfig(22)).eval(), corpus, Plan(CARRY_STAGES, 96, 8, 0), make_config(optimizer="adamw", lr=1e-3, **options))
+    whole, cut = run(), run(gradient_accumulation=4)
+    for _ in range(3): a, b = whole.update(), cut.update()
+    assert same(whole.model, cut.model, **CLOSE) and a["loss"].item() == pytest.approx(b["loss"].item(), abs=1e-5)
+    assert {len(n[2][0]) for n in cut.model.notes if isinstance(n, tuple) and n[2]} == {2}
+
+
+def test_another_number_of_supervised_steps_is_another_run(corpus, tmp_path):
+    carry(tmp_path / "run", corpus)
+    with pytest.raises(ValueError, match="begun with another model"): carry(tmp_path / "run", corpus, resume=True, model=Carry(CarryConfig(22, supervision_steps=2)))
+
+
+def test_operations_of_all_supervised_steps_are_counted():
+    class Deep(LatentCanvasModel):
+        supervision_steps = 1
+        def loss(self, batch, stage, state=None): return super().loss(batch, stage) | {"state": (torch.zeros(1),)}
+    once = flops_per_update(make_model(dropout=0.0), STAGES[0], 4, 12)
+    model = Deep(make_model(dropout=0.0).config)
+    for steps in (1, 2, 5):
+        model.supervision_steps = steps
+        assert flops_per_update(model, STAGES[0], 4, 12) == steps * once
