@@ -41,6 +41,7 @@ class Cell:
     kind: str  # one of KINDS, compared with the picture before
     confidence: float | None = None  # in [0, 1]; None at given positions and before the first call
     was: str | None = None  # the token that a written one replaced, where that was not a mask
+    again: bool = False  # whether the policy wrote here, and drew the token that stood here already
 
 @dataclass(frozen=True)
 class Frames:
@@ -83,7 +84,8 @@ def frames_of(
         held = confidence[call - 1][i] if call else math.nan
         held = None if math.isnan(held) else min(max(held, 0.0), 1.0)
         if id == mask: return Cell(shown[old], "open" if old == mask else "reopened", held)
-        return Cell(shown[id], "kept" if id == old else "written", held, shown[old] if old not in (id, mask) else None)
+        again = id == old and before is not None and trajectory.chosen is not None and bool(trajectory.chosen[before:call, row, i].any())
+        return Cell(shown[id], "kept" if id == old else "written", held, shown[old] if old not in (id, mask) else None, again)
 
     calls = sorted({*range(0, last, every), last})
     cells = [[cell(i, call, before) for i in positions] for call, before in zip(calls, [None, *calls])]
@@ -117,21 +119,24 @@ def trajectory_text(
     row: int = 0,  # which text of the batch
     every: int = 1,  # calls between two lines
     width: int = 100,  # columns of a line
+    doubts: bool = False  # also print 1 − confidence under each position, as the next call shown found it
 ) -> str:
-    "A trajectory in plain signs: each canvas, and arrows under what the next call shown changes; ValueError if there is no such row."
+    "A trajectory in plain signs: each canvas, and arrows under what the next call shown writes or reopens; ValueError if there is no such row."
     frames = frames_of(trajectory, tokenizer, row, every)
-    columns = [max(_width(_marked(cells[i])) for cells in frames.cells) + 1 for i in range(len(frames.positions))]
+    columns = [max([_width(_marked(cells[i])) for cells in frames.cells] + [3 * doubts]) + 1 for i in range(len(frames.positions))]
     label = len(f"t={frames.calls[-1]}: ")
     free = sum(cell.kind != "given" for cell in frames.cells[0])
     lines = []
     for n, (call, cells) in enumerate(zip(frames.calls, frames.cells)):
         after = frames.cells[n + 1] if n + 1 < len(frames.cells) else []
         changed = [cell.kind in ("written", "reopened") for cell in after] or [False] * len(cells)
+        chosen = [change or cell.again for change, cell in zip(changed, after)] or changed
+        doubt = [f"{1 - cell.confidence:.1f}" if doubts and cell.confidence is not None else "" for cell in after] or [""] * len(cells)
         for band in _bands(columns, width - label):
             pad = [" " * (columns[i] - _width(_marked(cells[i]))) for i in band]
             lines.append((f"t={call}:" if band[0] == 0 else "").ljust(label) + "".join(_marked(cells[i]) + space for i, space in zip(band, pad)))
-            arrows = "".join(("↑" if changed[i] else "").ljust(columns[i]) for i in band)
-            if arrows.strip(): lines.append(" " * label + arrows)
+            for marks in (["↑" if mark else "" for mark in chosen], doubt):
+                if any(marks[i] for i in band): lines.append(" " * label + "".join(marks[i].ljust(columns[i]) for i in band))
         if after: lines.append(" " * label + f"{sum(changed)} of {free} change ({sum(changed) / max(free, 1):.1%})")
     return "\n".join(line.rstrip() for line in [*lines, f"Stopped: {frames.stop_reason}", f"Text: {frames.text!r}"])
 
