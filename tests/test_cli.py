@@ -330,9 +330,9 @@ def test_molecules_are_trained_on_written_and_measured(run, shared, tmp_path, mo
 
 
 def test_the_longest_molecule_and_its_end_fit_the_canvas():
-    corpora = pytest.importorskip("shimmer.corpora")
-    if not os.environ.get("SHIMMER_DATA") or not (Path(os.environ["SHIMMER_DATA"]) / corpora.LOCAL["moses"][1]).is_file(): pytest.skip("the molecules of MOSES are not here")
-    assert max(text.count("[") for text in corpora.load_corpus("moses", limit=1).valid["text"]) < cli.HABITS["moses"].max_seq_len
+    from shimmer.corpora import LOCAL, load_corpus
+    if not (folder := os.environ.get("SHIMMER_DATA")) or not (Path(folder) / LOCAL["moses"][1]).is_file(): pytest.skip("the molecules of MOSES are not here")
+    assert max(text.count("[") for text in load_corpus("moses", limit=1).valid["text"]) < cli.HABITS["moses"].max_seq_len
 
 
 def test_texts_do_not_depend_on_how_many_are_written_at_once(shared, monkeypatch):
