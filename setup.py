@@ -30,6 +30,6 @@ setup(
     packages=[cfg["lib_path"]],
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "similarity": cfg["similarity_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "similarity", "molecules")},
     entry_points={"console_scripts": [cfg["console_scripts"]]},
 )

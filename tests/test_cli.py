@@ -1,5 +1,6 @@
 """The command line, end to end: what it makes, what it refuses, and that a refusal is one line."""
 import dataclasses
+import gzip
 import inspect
 import json
 import os
@@ -307,6 +308,41 @@ def test_a_corpus_decides_tokenizer_and_length(run, shared, tmp_path, monkeypatc
     assert (code, err) == (0, "") and "canvases of 256" in out and "char" in out and "entropy" not in out
     assert run("evaluate --checkpoint checkpoints/letters --num_texts 2 --num_ordered 1 --draws 1 --num_written 2")[0] == 0
     assert run('generate --checkpoint checkpoints/letters --infill "To __, or" --num_samples 2')[1].count("To ") == 2
+
+
+def test_molecules_are_trained_on_written_and_measured(run, shared, tmp_path, monkeypatch):
+    smiles = ["CCO", "CC(=O)O", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "CC(=O)Nc1ccc(O)cc1", "CC(N)C(=O)O", "NCCc1ccc(O)c(O)c1", "CCN(CC)CC"]
+    (tmp_path / "moses").mkdir()
+    for split, part in (("train", smiles * 20), ("test", smiles[2:6])):
+        with gzip.open(tmp_path / "moses" / f"{split}.smi.gz", "wt") as file: file.write("\n".join(part))
+    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
+    for kind, size in (("lira", SIZE), ("gpt", f"--model gpt {GPT_SIZE}")):
+        code, out, err = run(f"train {size.replace('--num_samples 400', '').replace(f'--max_seq_len {ROOM}', '')} --corpus moses --batch_size 8 --checkpoint_name {kind}_moses")
+        assert (code, err) == (0, "") and "selfies" in out and "entropy" not in out
+    assert "160 canvases of 53" in out
+    assert run("evaluate --checkpoint checkpoints/lira_moses checkpoints/gpt_moses --num_texts 4 --num_ordered 2 --draws 1 --num_written 6 --output moses.json")[0] == 0
+    for figures in json.loads((shared / "moses.json").read_text())["checkpoints"]:
+        assert figures["molecules_written"] == 6 and figures["molecules_unique_at_1000"] is None and 0 <= figures["molecules_read_whole"] <= figures["molecules_valid"] <= 1
+        assert "tales_right" not in figures and figures["written_length"] <= 53
+    code, out, err = run('generate --checkpoint checkpoints/lira_moses --infill "[C][MASK:3][O]" --show')
+    assert (code, err) == (0, "") and re.search(r"^\[C\].*\[O\]$", out, re.M)
+    assert run("info --checkpoint checkpoints/lira_moses")[0] == 0
+
+
+def test_the_longest_molecule_and_its_end_fit_the_canvas():
+    from shimmer.corpora import LOCAL, load_corpus
+    if not (folder := os.environ.get("SHIMMER_DATA")) or not (Path(folder) / LOCAL["moses"][1]).is_file(): pytest.skip("the molecules of MOSES are not here")
+    assert max(text.count("[") for text in load_corpus("moses", limit=1).valid["text"]) < cli.HABITS["moses"].max_seq_len
+
+
+def test_texts_do_not_depend_on_how_many_are_written_at_once(shared, monkeypatch):
+    monkeypatch.chdir(shared)
+    for name in ("tiny", "tiny_gpt"):
+        model, tokenizer = cli.load(cli.Sampling(checkpoint=f"checkpoints/{name}", device="cpu"))
+        together = cli.written_texts(model, tokenizer, cli.Evaluate(checkpoint=[], num_written=5, seed=3))
+        with monkeypatch.context() as few:
+            few.setattr(cli, "AT_ONCE", 2)
+            assert cli.written_texts(model, tokenizer, cli.Evaluate(checkpoint=[], num_written=5, seed=3)) == together and len({*together}) > 1
 
 
 def test_choices_are_the_samplers_own():

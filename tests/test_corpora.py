@@ -1,7 +1,10 @@
 """Tales: probabilities, entropy and verdicts. Loading: every source, and every way it can fail."""
+import gzip
 import itertools
 import json
 import math
+import sys
+import warnings
 
 import datasets
 import huggingface_hub
@@ -11,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, strategies as st
 
 from shimmer import corpora
-from shimmer.corpora import CAST, STORY, Tales, load_corpus, tell, zipf
+from shimmer.corpora import CAST, STORY, Tales, load_corpus, molecules, tell, zipf
 
 TALES = Tales()
 SAMPLE = TALES.sample(20_000, seed=5)
@@ -217,3 +220,83 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_its_copies_are_used(monkey
     assert load_corpus("somebody/something").train["text"][0] == "kept" and offline() == (False, False)
     copy.pop("train")
     refused(ValueError, "the splits test and no split 'train'", "somebody/something")
+
+
+# molecules
+
+TRAIN, TEST = ["CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "CC(N)C(=O)O", "Cn1c(=O)c2c(ncn2C)n(C)c1=O"], ["CC(=O)Nc1ccc(O)cc1", "CN1CCCC1c1cccnc1"]
+
+
+def moses_folder(folder, train=TRAIN, test=TEST):
+    (folder / "moses").mkdir(exist_ok=True)
+    for split, smiles in (("train", train), ("test", test)):
+        with gzip.open(folder / "moses" / f"{split}.smi.gz", "wt") as file: file.writelines(f"{text}\n" for text in smiles)
+
+
+def back(rows):
+    import selfies
+    from rdkit import Chem
+    return [Chem.CanonSmiles(selfies.decoder(row["text"])) for row in rows]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_molecules_of_a_folder(tmp_path, monkeypatch, streaming):
+    moses_folder(tmp_path)
+    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
+    corpus = load_corpus("moses", streaming=streaming)
+    assert corpus.name == "moses" and corpus.documents
+    assert back(corpus.train) == TRAIN and back(corpus.valid) == TEST
+    assert back(load_corpus("moses", limit=2, streaming=streaming).train) == TRAIN[:2]
+
+
+def test_a_changed_list_of_molecules_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
+    for train in (TRAIN, ["CCCO"]):
+        moses_folder(tmp_path, train)
+        assert back(load_corpus("moses").train) == train
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_molecules_of_the_hub(monkeypatch, streaming):
+    monkeypatch.delenv("SHIMMER_DATA", raising=False)
+    copy = DatasetDict({split: Dataset.from_dict({"SMILES": smiles, "SPLIT": [split] * len(smiles)}) for split, smiles in (("train", TRAIN), ("test", TEST))})
+    if streaming: copy = {split: rows.to_iterable_dataset() for split, rows in copy.items()}
+    asked = []
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming: asked.append(name) or copy)
+    corpus = load_corpus("moses", limit=4, streaming=streaming)
+    assert asked == ["katielink/moses"] and corpus.name == "moses" and corpus.documents
+    assert back(corpus.train) == TRAIN[:4] and back(corpus.valid) == TEST
+    if streaming: return
+    for column, match in (("smiles", "no column 'SMILES'"), ("SMILES", "no split 'test'")):
+        copy = DatasetDict({split: Dataset.from_dict({column: TRAIN}) for split in (("train", "test") if column == "smiles" else ("train",))})
+        refused(ValueError, match, "moses")
+
+
+def test_what_can_not_be_spelled_is_left_out_and_counted():
+    with pytest.warns(UserWarning, match=r"3 of 5 SMILES of the list .* the first is 'C\*C'"): assert len(list(molecules(["CCO", "C*C", "c1ccc", "", "CCN"]))) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(molecules(TRAIN))) == len(TRAIN) and len(list(molecules(TRAIN, limit=3))) == 3
+
+
+@given(st.lists(st.text("CNOcno=#()12[]+-H@%/.SFl*é ", min_size=1, max_size=8), max_size=8))
+def test_nothing_that_is_called_smiles_stops_the_spelling(smiles):
+    import selfies
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for text in molecules(smiles): selfies.decoder(text)
+
+
+def test_molecules_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
+    refused(FileNotFoundError, "train.smi.gz is not there", "moses")
+    moses_folder(tmp_path, ["*"])
+    with pytest.warns(UserWarning, match="1 of 1 SMILES"): refused(ValueError, "0 training texts", "moses")
+    moses_folder(tmp_path)
+    whole = (tmp_path / "moses" / "train.smi.gz").read_bytes()
+    (tmp_path / "moses" / "train.smi.gz").write_bytes(whole[:-12])
+    refused(ValueError, "train.smi.gz can't be read", "moses")
+    monkeypatch.delenv("SHIMMER_DATA")
+    refused(FileNotFoundError, "SHIMMER_DATA.*moses/train.smi.gz", "moses")
+    monkeypatch.setitem(sys.modules, "selfies", None)
+    refused(ValueError, r"selfies.*pip install shimmer\[molecules\]", "moses")

@@ -18,7 +18,9 @@ from shimmer.corpora import Tales
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.layers import Prediction
 from shimmer.metrics import (TOPICS, Topic, calibration, coherence, coherence_controls, confidence_at_filled, confidence_at_masked, confidence_gap, consecutive_repetition, diversity,
-                             generation_metrics, generation_perplexity, judge_tales, ngrams, repetition, reliability_diagram, self_similarity, shuffle_words, split_words, token_entropy, wilson_interval)
+                             generation_metrics, generation_perplexity, internal_diversity, judge_tales, known_molecules, molecule_metrics, molecule_properties, ngrams, property_histograms, random_selfies,
+                             read_molecule, reliability_diagram, repetition, self_similarity, shuffle_words, split_words, token_entropy, uniqueness, wasserstein, wilson_interval)
+from shimmer.corpora import molecules
 
 texts_of_ids = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=6)
 probabilities = st.floats(0, 1, width=32)
@@ -294,3 +296,135 @@ def test_other_vocabularies_are_refused():
     judge = Unigram([0.5, 0.5])
     with pytest.raises(ValueError, match="token 2"): generation_perplexity(judge, torch.tensor([[0, 2]]))
     with pytest.raises(ValueError, match="3 ids and the judge 2"): generation_perplexity(judge, torch.tensor([[0, 1]]), writer=Unigram([0.5, 0.25, 0.25]))
+
+
+# --- molecules -----------------------------------------------------------------------------------
+
+SMILES = ["CCO", "CC(=O)O", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "Cn1c(=O)c2c(ncn2C)n(C)c1=O", "CC(=O)Nc1ccc(O)cc1", "CN1CCCC1c1cccnc1", "CC(C)Cc1ccc(C(C)C(=O)O)cc1", "NC(=O)c1ccccc1O", "COc1cc(C=O)ccc1O",
+          "OCC(O)CO", "NCCc1ccc(O)c(O)c1", "Cc1ccc(C(C)C)c(O)c1", "CC(N)C(=O)O", "O=C(O)c1ccccc1O", "c1ccc2[nH]ccc2c1", "CCOC(=O)c1ccc(N)cc1", "CS(=O)(=O)c1ccccc1", "FC(F)(F)c1ccccc1", "N#Cc1ccccc1", "O=C1CCCCC1", "C1CCOC1", "c1cscn1", "CCN(CC)CC"]
+TEXTS = list(molecules(SMILES))
+ALPHABET = ["[C]", "[=C]", "[#C]", "[N]", "[=N]", "[#N]", "[O]", "[=O]", "[F]", "[S]", "[=S]", "[P]", "[Cl]", "[Br]", "[NH1]", "[H]", "[N+1]", "[O-1]", "[Branch1]", "[=Branch1]", "[#Branch2]", "[Branch2]", "[Ring1]", "[=Ring1]", "[Ring2]"]
+symbol_texts = st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=30).map("".join)
+
+
+def smiles_of(text):
+    from rdkit import Chem
+    return Chem.MolToSmiles(read_molecule(text).molecule)
+
+
+@given(symbol_texts)
+def test_every_text_of_symbols_is_a_molecule_and_its_canonical_spelling_is_read_whole(text):
+    reading = read_molecule(text)
+    if reading is None: assert not {*text.replace("]", "] ").split()} - {t for t in ALPHABET if "Branch" in t or "Ring" in t}, "only what holds no atom spells nothing"
+    else:
+        again, respelled = read_molecule(reading.canonical), read_molecule(reading.used)
+        assert again.used == again.canonical == reading.canonical == respelled.canonical and respelled.used == reading.used
+        assert reading.used.count("[") <= text.count("[")
+
+
+@given(st.text("[]C=O.#Ring1 é\n", max_size=20))
+def test_what_is_no_selfies_is_no_reason_to_stop(text): read_molecule(text)
+
+
+def test_data_are_read_whole_and_cut_chains_are_not():
+    from rdkit import Chem
+    for smiles, text in zip(SMILES, TEXTS):
+        assert smiles_of(text) == Chem.CanonSmiles(smiles) and read_molecule(text).used == text
+        assert read_molecule(text + "[F][C][C]") is None or read_molecule(text + "[F][C][C]").used != text + "[F][C][C]", "behind [F] nothing is read"
+    for nothing in ("", "[Ring1]", "[C][?]", "CCO"): assert read_molecule(nothing) is None
+
+
+def test_another_spelling_is_the_same_molecule():
+    other, = molecules(["OCC"])
+    assert other != TEXTS[0] and read_molecule(other).canonical == read_molecule(TEXTS[0]).canonical and read_molecule(other).used == other
+    found = molecule_metrics([other] * 4, TEXTS[:1], TEXTS)
+    assert found["molecules_novel"] == 0 and found["molecules_unique"] == 1 / 4 and found["molecules_read_whole"] == 1 and found["molecules_canonical"] == 0
+
+
+def test_known_molecules_are_spelled_again_where_they_must_be():
+    from rdkit import Chem
+    canonical = known_molecules(TEXTS)
+    mirrored = list(molecules([Chem.MolToSmiles(Chem.MolFromSmiles(smiles), rootedAtAtom=Chem.MolFromSmiles(smiles).GetNumAtoms() - 1) for smiles in SMILES]))
+    assert mirrored != TEXTS and known_molecules(mirrored) == canonical and len(canonical) == len(SMILES)
+    assert known_molecules([*TEXTS, "[Ring1]"]) == canonical and known_molecules([]) == set()
+
+
+def test_controls_of_the_molecule_metrics():
+    train, data = TEXTS[:12], TEXTS[12:]
+    chance, copied, held = (molecule_metrics(texts, train, data) for texts in (random_selfies(TEXTS, 60, seed=1), train, data))
+    assert chance["molecules_valid"] > 0.9 and held["molecules_valid"] == copied["molecules_valid"] == 1, "validity tells nothing"
+    assert copied["molecules_novel"] == 0 and held["molecules_novel"] == 1 and held["molecules_unique"] == 1
+    assert chance["molecules_read_whole"] < 0.3 < copied["molecules_read_whole"] == held["molecules_canonical"] == held["molecules_symbols_used"] == 1
+    assert chance["molecules_symbols_used"] < 0.9
+    for name in metrics.PROPERTIES:
+        assert held[f"{name}_distance"] == 0 and copied[f"{name}_distance"] == pytest.approx(copied[f"{name}_distance_of_train"]), "the copy is the training set"
+    for name in ("valid", "read_whole", "canonical", "novel"):
+        low, high = chance[f"molecules_{name}_95_percent"]
+        assert low <= chance[f"molecules_{name}"] <= high
+
+
+def test_uniqueness_is_of_the_first_valid_ones_and_none_where_they_are_too_few():
+    found = molecule_metrics(["[Ring1]", *TEXTS[:2] * 500, TEXTS[2]], TEXTS, TEXTS, sample=20)
+    assert found["molecules_written"] == 1002 and found["molecules_unique_at_1000"] == 2 / 1000 and found["molecules_unique_at_10000"] is None
+    assert found["molecules_unique"] == 3 / 1001 and found["molecules_valid"] == 1001 / 1002
+    nothing = molecule_metrics(["[Ring1]"] * 3, TEXTS, TEXTS)
+    assert nothing["molecules_valid"] == 0 and nothing["molecules_novel_95_percent"] is None
+    for name in ("molecules_novel", "molecules_unique", "molecules_internal_diversity", "molecules_symbols_used", "weight_distance"): assert math.isnan(nothing[name]), name
+    with pytest.raises(ValueError, match="0 texts"): molecule_metrics([], TEXTS, TEXTS)
+
+
+def test_internal_diversity_is_its_definition_and_a_sample_estimates_it():
+    from rdkit.Chem import rdFingerprintGenerator
+    from rdkit.DataStructs import TanimotoSimilarity
+    mols = [read_molecule(text).molecule for text in [*TEXTS, *TEXTS[:5]]]
+    prints = [rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024).GetFingerprint(mol) for mol in mols]
+    exact = 1 - sum(TanimotoSimilarity(a, b) for a in prints for b in prints) / len(mols) ** 2
+    assert internal_diversity(mols) == pytest.approx(exact, abs=1e-6)
+    estimates = [internal_diversity(mols, sample=10, seed=seed) for seed in range(300)]
+    assert len(set(estimates)) > 100 and abs(sum(estimates) / 300 - exact) < 0.01
+    assert internal_diversity(mols[:1] * 7) == pytest.approx(0) and internal_diversity(mols[:1]) == 0 and math.isnan(internal_diversity([]))
+
+
+samples = st.lists(st.floats(-100, 100), min_size=1, max_size=12)
+
+
+@given(samples, samples, st.floats(-50, 50), st.integers(2, 4))
+def test_wasserstein_is_a_distance_of_distributions(a, b, shift, copies):
+    assert wasserstein(a, a) == 0 and wasserstein(a, b) == pytest.approx(wasserstein(b, a), abs=1e-9)
+    assert wasserstein(a, [x + shift for x in a]) == pytest.approx(abs(shift), abs=1e-9)
+    assert wasserstein(a * copies, b) == pytest.approx(wasserstein(a, b), abs=1e-9), "how often a sample is counted doesn't matter"
+    if len(a) == len(b): assert wasserstein(a, b) == pytest.approx(sum(abs(x - y) for x, y in zip(sorted(a), sorted(b))) / len(a), abs=1e-9)
+    assert abs(sum(a) / len(a) - sum(b) / len(b)) <= wasserstein(a, b) + 1e-9
+    assert math.isnan(wasserstein(a, []))
+
+
+def test_random_selfies_have_the_symbols_and_lengths_of_the_data():
+    drawn = random_selfies(TEXTS, 3000, seed=2)
+    assert drawn == random_selfies(TEXTS, 3000, seed=2) != random_selfies(TEXTS, 3000, seed=3)
+    split = lambda texts: [text.replace("]", "] ").split() for text in texts]
+    share = lambda texts: {symbol: n / sum(map(len, split(texts))) for symbol, n in Counter(sum(split(texts), [])).items()}
+    ours, theirs = share(drawn), share(TEXTS)
+    assert all(abs(ours[symbol] - theirs[symbol]) < 0.01 for symbol in theirs) and {*map(len, split(drawn))} == {*map(len, split(TEXTS))}
+
+
+def test_properties_are_known_ones():
+    found = molecule_properties([read_molecule(TEXTS[SMILES.index("CC(=O)Oc1ccccc1C(=O)O")]).molecule])
+    assert found["weight"] == [pytest.approx(180.16, abs=0.01)] and found["logp"] == [pytest.approx(1.31, abs=0.01)] and found["qed"] == [pytest.approx(0.55, abs=0.01)]
+    assert uniqueness("aab") == 2 / 3 and math.isnan(uniqueness([]))
+
+
+def test_molecules_are_drawn():
+    picture = metrics.draw_molecules([*TEXTS[:5], "[Ring1]"], [f"no. {i}" for i in range(6)], columns=3)
+    assert picture.size == (600, 300) and len(set(picture.convert("L").tobytes())) > 2
+    with pytest.raises(ValueError, match="0 texts"): metrics.draw_molecules([])
+    figure, axes = plt.subplots(1, 3)
+    data = molecule_properties([read_molecule(text).molecule for text in TEXTS])
+    property_histograms(axes, data, {"the same": data})
+    assert [ax.get_xlabel() for ax in axes] == list(metrics.PROPERTIES.values()) and len(axes[0].get_legend_handles_labels()[1]) == 2
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("missing", ["rdkit", "selfies"])
+def test_molecules_name_the_extra_they_need(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=rf"{missing}.*pip install shimmer\[molecules\]"): molecule_metrics(TEXTS, TEXTS, TEXTS)
