@@ -44,8 +44,9 @@ class ImplicitRefinementConfig:
     mask_token_id: int | None = None  # one past the vocabulary where None
     pad_token_id: int | None = None  # never attended to where given
     eos_token_id: int | None = None  # nothing follows it where given
-    gate_objective: GateObjective = "replacement"  # how the gate learns
-    token_noise: float = 0.1  # share of the visible tokens replaced by random ones, in the canvases that are edited in training
+    gate_objective: GateObjective = "mixture"  # how the gate learns
+    edited_share: float = 0.5  # share of the training canvases with wrong tokens in them
+    token_noise: float = 0.1  # share of their visible tokens that are replaced by random ones
     qk_norm: bool = False  # normalise queries and keys
     model_type: str = "imadarem"
 
@@ -53,7 +54,7 @@ class ImplicitRefinementConfig:
         if self.mask_token_id is None: self.mask_token_id = self.vocab_size
         for name in ("vocab_size", "hidden_size", "num_layers", "max_seq_len", "max_refinement_steps"):
             if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        for name in ("dropout", "stop_threshold", "ema_decay", "token_noise"):
+        for name in ("dropout", "stop_threshold", "ema_decay", "edited_share", "token_noise"):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give a share in [0, 1)")
         for name in ("min_refine_uncertainty", "diversity_weight", "sampling_temperature"):
             if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
@@ -194,16 +195,18 @@ class ImplicitRefinementModel(PretrainedModel):
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         state: tuple[Tensor, Tensor] | None = None,  # the `state` of the call before
-    ) -> Prediction:  # logits [B, L, V]: log-probabilities of the mixture; confidence [B, L]: 1 − gate, or exp(−entropy) of the teacher; state: probabilities [B, L, V] and time [B]
+    ) -> Prediction:  # logits [B, L, V]: log-probabilities of the mixture; confidence [B, L]: 1 − effective gate, 0 at masks; without a gate exp(−entropy) of the teacher; state: probabilities [B, L, V] and time [B]
         "What samplers and likelihoods call. Time is the known share at first, and moves by 1/K a call, or less while masks are left."
-        guess, time = None, self.known_share(ids)
-        if state is not None: guess, time = state[0], torch.minimum(time, state[1] + 1 / self.config.max_refinement_steps)
+        config, guess, time = self.config, None, self.known_share(ids)
+        if state is not None: guess, time = state[0], torch.minimum(time, state[1] + 1 / config.max_refinement_steps)
         logits, gate = self.network(ids, time, guess)
-        if gate is not None: confidence = (-gate).sigmoid()
-        else:
+        log_probs = mix(logits, gate, ids, config)
+        if gate is None:
             held = self.teacher(ids, time, guess)[0].softmax(-1)
             confidence = torch.special.xlogy(held, held).sum(-1).exp()
-        return Prediction(mix(logits, gate, ids, self.config), confidence, (logits.softmax(-1), time))
+        elif config.gate_objective == "supervised": confidence = (-gate).sigmoid()
+        else: confidence = log_probs.gather(-1, ids.clamp(max=config.vocab_size - 1)[..., None])[..., 0].exp().masked_fill(ids == config.mask_token_id, 0.0)
+        return Prediction(log_probs, confidence, (logits.softmax(-1), time))
 
     @torch.no_grad()
     def first_guess(
@@ -220,13 +223,13 @@ class ImplicitRefinementModel(PretrainedModel):
         batch: Batch,  # ids [B, L] and noise [B, 1 + L]
         mask_ratio: tuple[float, float],  # range of 1 − t/K
     ) -> Corrupted:
-        "Hide tokens, and in half of the rows fill hidden ones with the model's draws and replace visible ones at random."
+        "Hide tokens, and in a share of the rows fill hidden ones with the model's draws and replace visible ones at random."
         config, ids, real = self.config, batch.ids, self.real_tokens(batch.ids)
         unknown = mask_tokens(batch.noise, mask_ratio, real)
         canvas = ids.masked_fill(unknown.masked, config.mask_token_id)
         logits = self.first_guess(batch, canvas, unknown)
         (u, pick, draw, hit, token) = (derive_noise(batch.noise, number) for number in range(1, 6))
-        edited, alone = u[:, :1] < 0.5, u[:, :1] > 0.75  # [B, 1] rows
+        edited, alone = u[:, :1] < config.edited_share, u[:, :1] > (1 + config.edited_share) / 2  # [B, 1] rows
         share = torch.where(pick[:, :1] < 0.5, 1.0, draw[:, :1])  # of the hidden tokens to fill: all, or any share
         filled = unknown.masked & edited & (pick[:, 1:] < share)
         canvas = canvas.masked_scatter(filled, draw_tokens(logits[filled].double().log_softmax(-1), draw[:, 1:][filled].double(), 1.0))
@@ -276,7 +279,8 @@ class RefineGate:
     "Imadarem V's policy: write every mask, and every token whose gate, 1 − confidence, is above a threshold; ValueError for a threshold or share outside [0, 1]."
     threshold: float = 0.5  # of the gate
     stop_threshold: float = 0.02  # a row is done when less than this share of its positions changes
-    reopens, freezes_end = True, True
+    freezes_end: bool = True  # an end of text, once written, is final, and so is all behind it
+    reopens = True
 
     def __post_init__(self):
         for name in ("threshold", "stop_threshold"):
@@ -289,7 +293,8 @@ class EntropyThreshold:
     "Imadarem's policy: write every mask, and every token at which the uncertainty, −log confidence, is above a threshold; ValueError for a threshold below 0 or a share outside [0, 1]."
     min_uncertainty: float = 0.1  # nats; the entropy of the teacher where there is one
     stop_threshold: float = 0.02  # a row is done when less than this share of its positions changes
-    reopens, freezes_end = True, True
+    freezes_end: bool = True  # an end of text, once written, is final, and so is all behind it
+    reopens = True
 
     def __post_init__(self):
         if not 0 <= self.min_uncertainty < math.inf: raise ValueError(f"min_uncertainty is {self.min_uncertainty}: give 0 nats or more")
