@@ -10,8 +10,9 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from book import NBS, ROOT, read, settings
+from book import NBS, ROOT, read, report, settings
 from make_api import API, pages
+from summary import summary
 from tables import architectures_table, claims_page, map_table, results_table
 
 INDEX = NBS / "index.ipynb"
@@ -26,7 +27,12 @@ def citation() -> str:
     return "```bibtex\n@software{shimmer,\n" + ",\n".join(f"  {name:7} = {{{value}}}" for name, value in fields.items()) + "\n}\n```"
 
 
-BLOCKS = {"results": results_table, "map": map_table, "citation": citation, "claims": claims_page, "architectures": architectures_table}
+def demo() -> str:
+    "What `make demo` ends in, by the report that is kept."
+    return f"```text\n{summary(report('quickstart'))}\n```"
+
+
+BLOCKS = {"demo": demo, "results": results_table, "map": map_table, "citation": citation, "claims": claims_page, "architectures": architectures_table}
 
 
 def block(name: str) -> str:
