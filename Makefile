@@ -12,7 +12,7 @@ TWINS := $(patsubst nbs/%.ipynb,pct/%.py,$(wildcard nbs/*.ipynb) $(EVALS))
 # One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help demo test text sync reports bench docs pages wheel clean
+.PHONY: help demo test text sync reports bench docs pages guard wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ docs: $(STAMP) ## render the book with Quarto into _docs/, or stage and check it
 pages: $(STAMP) ## make the tables and pages that come from reports and modules, and README.md
 	$(PY) .ci/make_pages.py
 	$(PY) .ci/make_readme.py
+
+guard: $(STAMP) ## give new chapters the cell that installs the library in Colab
+	$(PY) .ci/guard.py
 
 wheel: $(STAMP) ## build the wheel and use it in an environment that has nothing else
 	$(PY) .ci/check_wheel.py

@@ -16,13 +16,18 @@ class Module:
     "A module's syntax tree, and the comment on each of its lines."
     def __init__(self, path: Path):
         self.path, self.text = path, path.read_text(encoding="utf-8")
+        self.lines = self.text.encode().splitlines(keepends=True)
         self.tree = ast.parse(self.text)
         found = tokenize.generate_tokens(io.StringIO(self.text).readline)
         self.comments = {t.start[0]: t.string.lstrip("# ").strip() for t in found if t.type == tokenize.COMMENT and not t.string.startswith("# %%")}
 
     def code(self, node: ast.AST | None) -> str:
         "A node as it is written, on one line."
-        return " ".join((ast.get_source_segment(self.text, node) or "").split()) if node else ""
+        if node is None: return ""
+        lines = self.lines[node.lineno - 1 : node.end_lineno]
+        lines[-1] = lines[-1][: node.end_col_offset]
+        lines[0] = lines[0][node.col_offset :]
+        return " ".join(b"".join(lines).decode().split())
 
     def exported(self) -> list[ast.stmt]:
         "The statements that define what `__all__` names, in the order of the module."
