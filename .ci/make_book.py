@@ -13,7 +13,7 @@ from book import ROOT
 from check_book import problems as problems_of_text
 
 # What smalldocs says of every Quarto book, and what is checked here instead.
-EXPECTED = re.compile(r"built as a website|unknown key bibliography|execute.enabled|output-file|a citation|a cross-reference")
+EXPECTED = re.compile(r"built as a website|unknown key (?:bibliography|link-citations)|execute.enabled|format.html.(?:citation|google-scholar)|output-file|a citation|a cross-reference")
 
 
 def check_staged(staged) -> list[str]:

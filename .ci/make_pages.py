@@ -1,4 +1,5 @@
-"""Write what is made of something else: blocks of the preface, the pages of claims, architectures and the library; --check compares.
+"""Write what is made of something else: blocks of the preface, the pages of claims, architectures and the library, and
+CONTRIBUTING.md, which GitHub looks for; --check compares.
 
 A block is a markdown cell of nbs/index.ipynb, or a stretch of a .qmd page, that begins with `<!-- made: NAME -->`. In a page it
 ends with `<!-- end -->`."""
@@ -12,8 +13,9 @@ import yaml
 
 from book import NBS, ROOT, read, report, settings
 from make_api import API, pages
+from make_readme import for_root
 from summary import summary
-from tables import architectures_table, claims_page, map_table, results_table
+from tables import architectures_table, claims_page, map_table, measured_table, results_table
 
 INDEX = NBS / "index.ipynb"
 MADE = re.compile(r"<!-- made: (\w+) -->")
@@ -32,7 +34,7 @@ def demo() -> str:
     return f"```text\n{summary(report('quickstart'))}\n```"
 
 
-BLOCKS = {"demo": demo, "results": results_table, "map": map_table, "citation": citation, "claims": claims_page, "architectures": architectures_table}
+BLOCKS = {"demo": demo, "results": results_table, "map": map_table, "citation": citation, "claims": claims_page, "architectures": architectures_table, "measured": measured_table}
 
 
 def block(name: str) -> str:
@@ -56,9 +58,15 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- made: (\w+) -->.*?<!-- end -->", lambda m: f"{block(m[1])}\n\n<!-- end -->", text, flags=re.DOTALL)
 
 
+def contributing() -> str:
+    "The page for contributors as GitHub shows it."
+    text = (NBS / "contributing.qmd").read_text(encoding="utf-8").replace(" {.unnumbered}", "", 1)
+    return "<!-- Made from nbs/contributing.qmd by `make pages`: edit that page. -->\n\n" + for_root(text, "../nbs")
+
+
 def made() -> dict[Path, str]:
     "The text of every page that is made, or has a block that is, by where it belongs."
-    return {NBS / name: filled((NBS / name).read_text(encoding="utf-8")) for name in PAGES} | pages()
+    return {NBS / name: filled((NBS / name).read_text(encoding="utf-8")) for name in PAGES} | pages() | {ROOT / ".github/CONTRIBUTING.md": contributing()}
 
 
 def main(check: bool = False) -> int:
@@ -78,7 +86,7 @@ def main(check: bool = False) -> int:
     for path in left if not check else ():
         path.unlink()
     for path in (*stale, *left) if check else ():
-        print(f"{path.relative_to(ROOT)} is not what the reports and modules make: run `make pages`", file=sys.stderr)
+        print(f"{path.relative_to(ROOT)} is not what reports, modules and pages make: run `make pages`", file=sys.stderr)
     return 1 if check and (stale or left) else 0
 
 

@@ -121,7 +121,8 @@ def map_table() -> str:
 
 
 def near(text: str, folder: str = "evals") -> str:
-    "Markdown with links that count from a folder of nbs/, as it must read in nbs/ itself."
+    "Markdown with links that count from a folder of nbs/ and call chapters by number, as it must read in nbs/ itself."
+    text = re.sub(r"\[(\d\d)\]\(", r"[chapter \1](", text)
     return re.sub(r"\]\((?![a-z]+:|#)([^)#]+)", lambda m: f"]({os.path.normpath(os.path.join(folder, m[1]))}", text)
 
 
@@ -146,23 +147,24 @@ def claims_page() -> str:
 
 
 class Architecture(NamedTuple):
-    "A column of the comparison: what holds by construction, and what this book measured."
+    "A column of the comparison by construction, and a row of what this book measured."
     name: str
     where: str
     facts: tuple  # in the order of ASPECTS
-    measured: tuple = ()  # (what, form, report, path) each
-    otherwise: str = "nothing: it is not trained here"
+    measured: dict = {}  # by a name of MEASURES: how the figure is written, its report, its path
+    otherwise: str = "not trained here"
 
 
 ASPECTS = ("attention", "what one call predicts", "training objective", "likelihood", "tokens a call", "can revise", "carried between calls")
-LIRA_VS_GPT = [("tales", "tales"), ("tinyshakespeare", "Tiny Shakespeare"), ("tinystories", "TinyStories")]
+MEASURES = ("Tiny Shakespeare, bits per byte", "TinyStories, bits per byte", "tales, bits per byte", "tales right, temperature 1", "tokens a second")
 
 
 def _compared(most, model, measure, way):
     "What LIRA against GPT measured of one of the two."
-    bits = [(f"{shown}, bits per byte", f"{most}{{:.2f}}", "lira_vs_gpt", _versus(corpus, model, measure)[0]) for corpus, shown in LIRA_VS_GPT]
+    bits = lambda corpus: (f"{most}{{:.2f}}", "lira_vs_gpt", _versus(corpus, model, measure)[0])
     row = ("written", dict(corpus="tales", way=way, temperature=1.0))
-    return (*bits, ("tales entirely right at temperature 1", "{:.0%}", "lira_vs_gpt", (*row, "right")), ("tokens a second", "{:,.0f}", "lira_vs_gpt", (*row, "tokens_per_second")))
+    figures = (bits("tinyshakespeare"), bits("tinystories"), bits("tales"), ("{:.0%}", "lira_vs_gpt", (*row, "right")), ("{:,.0f}", "lira_vs_gpt", (*row, "tokens_per_second")))
+    return dict(zip(MEASURES, figures, strict=True))
 
 
 ARCHITECTURES = [
@@ -170,15 +172,24 @@ ARCHITECTURES = [
     Architecture("BERT", "[@bert]", ("both ways", "the masked tokens", "masked cross-entropy at one ratio", "none: the objective is no bound", "not made to write", "no", "nothing")),
     Architecture("LLaDA", "[@llada]", ("both ways", "every masked token", "masked cross-entropy over all ratios, each weighted by 1/t: a bound", "a bound; exact along an order", "any number", "by re-masking", "nothing")),
     Architecture("LIRA", "[@lira], [chapter 03](03_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
-    Architecture("Imadarem", "[@imadarem; @imadaremv]", ("both ways, told the step", "every masked token, and a gate", "masked cross-entropy at ratios 1 − t/K", "a bound", "any number", "by entropy, or by its gate", "its last predictions, and the step"), otherwise="nothing yet"),
-    Architecture("TRM, in chunks", "[@trm], [@chunktrm]", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, after each refinement where it is supervised deeply", "of a chunk whose tokens are taken as independent", "a chunk", "inside a chunk, before it is written", "nothing; draft and latent inside a call"), otherwise="nothing yet"),
+    Architecture("Imadarem", "[@imadarem; @imadaremv]", ("both ways, told the step", "every masked token, and a gate", "masked cross-entropy at ratios 1 − t/K", "a bound", "any number", "by entropy, or by its gate", "its last predictions, and the step"), otherwise="not yet"),
+    Architecture("TRM, in chunks", "[@trm], [@chunktrm]", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, after each refinement where it is supervised deeply", "of a chunk whose tokens are taken as independent", "a chunk", "inside a chunk, before it is written", "nothing; draft and latent inside a call"), otherwise="not yet"),
 ]
 
 
 def architectures_table() -> str:
-    "The architectures side by side; their measured figures are read from the reports."
+    "The architectures side by side, as they are built."
     rows = [["**described in**", *(a.where for a in ARCHITECTURES)]]
     rows += [[f"**{aspect}**", *(a.facts[i] for a in ARCHITECTURES)] for i, aspect in enumerate(ASPECTS)]
-    shown = [[f"{what}: {form.format(find(name, path))}" for what, form, name, path in a.measured] for a in ARCHITECTURES]
-    rows += [["**measured here**", *("; ".join(lines) or a.otherwise for a, lines in zip(ARCHITECTURES, shown))]]
     return table(["", *(a.name for a in ARCHITECTURES)], rows)
+
+
+def measured_table() -> str:
+    "What this book measured of the architectures; ValueError for a measure that the table has no column for."
+    rows = []
+    for a in ARCHITECTURES:
+        if unknown := set(a.measured) - set(MEASURES):
+            raise ValueError(f"{a.name} has the measures {', '.join(sorted(unknown))}, for which MEASURES has no column: add them there")
+        shown = {what: form.format(find(name, path)) for what, (form, name, path) in a.measured.items()}
+        rows.append([f"**{a.name}**", *(shown.get(what, "–" if shown else a.otherwise) for what in MEASURES)])
+    return table(["", *MEASURES], rows)

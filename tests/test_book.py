@@ -91,7 +91,7 @@ def test_a_changed_report_is_out_of_step(tmp_path, monkeypatch, capsys):
     (tmp_path / "quickstart.json").write_text(json.dumps(changed))
     monkeypatch.setattr(book, "RESULTS", tmp_path)
     assert make_pages.main(check=True) == 1
-    assert "nbs/index.ipynb is not what the reports and modules make: run `make pages`" in capsys.readouterr().err
+    assert "nbs/index.ipynb is not what reports, modules and pages make: run `make pages`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path, said", [(("gone",), "has no gone"), (("samplers", "gone"), "has no samplers → gone"), (("samplers", dict(a=1)), "0 rows fit")])
@@ -156,7 +156,7 @@ def test_citation_and_settings_agree():
 
 
 def test_contributing_works(tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / ".github/CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "nbs/contributing.qmd").read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
