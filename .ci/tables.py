@@ -161,7 +161,7 @@ MEASURES = ("Tiny Shakespeare, bits per byte", "TinyStories, bits per byte", "ta
 
 def _compared(most, model, measure, way):
     "What LIRA against GPT measured of one of the two."
-    bits = lambda corpus: (f"{most}{{:.2f}}", "lira_vs_gpt", _versus(corpus, model, measure)[0])
+    bits = lambda corpus: (f"{most}{{:.{3 if corpus == 'tales' else 2}f}}", "lira_vs_gpt", _versus(corpus, model, measure)[0])
     row = ("written", dict(corpus="tales", way=way, temperature=1.0))
     figures = (bits("tinyshakespeare"), bits("tinystories"), bits("tales"), ("{:.0%}", "lira_vs_gpt", (*row, "right")), ("{:,.0f}", "lira_vs_gpt", (*row, "tokens_per_second")))
     return dict(zip(MEASURES, figures, strict=True))

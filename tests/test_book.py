@@ -135,6 +135,14 @@ def test_a_page_of_the_library_says_what_the_module_says():
     assert (ROOT / "shimmer/samplers.py").read_text().splitlines()[line - 1] == "def refine("
 
 
+def test_no_figure_is_typed_where_reports_are_told_of():
+    cells = [c.source for c in book.read(book.NBS / "index.ipynb").cells if c.cell_type == "markdown" and not c.source.startswith("<!-- made:")]
+    typed = [check_book.markdown(book.NBS / name) for name in ("claims.qmd", "architectures.qmd", "glossary.qmd", "changelog.qmd")]
+    for text in (*cells, *(re.sub(r"<!-- made: .*?<!-- end -->", "", t, flags=re.DOTALL) for t in typed)):
+        told = re.sub(r"Python 3\.11|0\.1\.0|\]\([^)]*\)|95%|80%|temperature 1\b", "", book.prose(text))
+        assert not re.findall(r"\d+\.\d+|\d ?%|\d+ (?:nats|bits|minutes|seconds)", told), told
+
+
 def test_links_to_colab_and_binder_lead_to_files():
     text, s = tables.map_table(), book.settings()
     colab = re.findall(rf"https://colab\.research\.google\.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/([^)]+)\)", text)
