@@ -88,8 +88,8 @@ def figure(row: Row) -> str:
     value, show = find(row.report, row.path), lambda v: row.form.format(v).replace("-", "−")
     if row.high == ("±",):
         error = 1.96 * find(row.report, row.low)
-        return f"{show(value)} [{show(value - error)}, {show(value + error)}]"
-    return show(value) + (f" [{show(find(row.report, row.low))}, {show(find(row.report, row.high))}]" if row.low else "")
+        return f"{show(value)} [{show(value - error)},\N{NO-BREAK SPACE}{show(value + error)}]"
+    return show(value) + (f" [{show(find(row.report, row.low))},\N{NO-BREAK SPACE}{show(find(row.report, row.high))}]" if row.low else "")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
