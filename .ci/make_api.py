@@ -47,7 +47,7 @@ def defined(node: ast.stmt) -> list[str]:
 def cell(text: str) -> str:
     "Text as markdown shows it unchanged, also in a table: outside code spans an @ is no citation, a bracket no link, a line no edge."
     pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(p.replace("|", "\\|") if p.startswith("`") else re.sub(r"([|@\[\]<*_$])", r"\\\1", p) for p in pieces)
+    return "".join(p.replace("|", "\\|") if p.startswith("`") else re.sub(r"([|@\[\]<*_$~^])", r"\\\1", p) for p in pieces)
 
 
 def code_span(text: str) -> str:
