@@ -176,7 +176,7 @@ def test_workflows_run_targets_that_exist():
     for path in (ROOT / ".github/workflows").glob("*.yml"):
         jobs = yaml.safe_load(path.read_text())["jobs"]
         runs = "\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
-        assert set(re.findall(r"\bmake ([a-z-]+)", runs)) <= targets, path.name
+        assert set(re.findall(r"\bmake ([a-z][a-z-]*)", runs)) <= targets, path.name
 
 
 def test_the_readme_names_what_exists():
