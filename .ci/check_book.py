@@ -122,7 +122,9 @@ def check_chapters() -> list[str]:
     for path in sorted(NBS.glob("[0-9][0-9]_*.ipynb")):
         text = markdown(path)
         for what, pattern in (("promise (`> …` under the title)", r"\A# .+\n+> "), ("What is missing", r"What is missing"), ("Takeaways", r"^## Takeaways$"), ("Exercises", r"^## Exercises$"), ("References", r"^## References$")):
-            if not re.search(pattern, text, re.MULTILINE): problems.append(f"{named(path)} has no {what}")
+            found = len(re.findall(pattern, text, re.MULTILINE))
+            if not found: problems.append(f"{named(path)} has no {what}")
+            if found > 1 and what.endswith("s"): problems.append(f"{named(path)} has {what} {found} times")
         exercises = text.partition("\n## Exercises\n")[2].partition("\n## References")[0]
         asked, answered = len(re.findall(r"^(?:\*\*)?\d+\.", exercises, re.MULTILINE)), exercises.count("<details>")
         if asked != answered: problems.append(f"{named(path)}: {asked} exercises, {answered} folded answers")
