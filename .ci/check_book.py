@@ -126,7 +126,10 @@ def check_chapters() -> list[str]:
             if not found: problems.append(f"{named(path)} has no {what}")
             if found > 1 and what.endswith("s"): problems.append(f"{named(path)} has {what} {found} times")
         exercises = text.partition("\n## Exercises\n")[2].partition("\n## References")[0]
-        asked, answered = len(re.findall(r"^(?:\*\*)?\d+\.", exercises, re.MULTILINE)), exercises.count("<details>")
+        numbered = lambda text: len(re.findall(r"^(?:\*\*)?\d+\.", text, re.MULTILINE))
+        folds = re.findall(r"<details>.*?</details>", exercises, re.DOTALL)
+        asked = numbered(re.sub(r"<details>.*?</details>", "", exercises, flags=re.DOTALL))
+        answered = len(folds) if len(folds) != 1 else max(1, numbered(folds[0]))
         if asked != answered: problems.append(f"{named(path)}: {asked} exercises, {answered} folded answers")
     return problems
 
