@@ -30,6 +30,7 @@ def for_root(source: str, nbs: str = "nbs") -> str:
     "Markdown of nbs/ as it must read at the root, or where else nbs/ is reached by another path."
     source = re.sub(r"^(:::|<!-- made: ).*\n*", "", source, flags=re.MULTILINE)
     source = re.sub(r"(!\[.*?\]\([^)]*\))\{[^}]*\}", r"\1", source, flags=re.DOTALL)
+    source = re.sub(r"@fig-[\w-]+", "the figure", source)
     source = LINK.sub(lambda m: m[1] + os.path.normpath(f"{nbs}/{m[2]}"), source)
     bib = references()
     return CITATION.sub(lambda m: cite(m, bib), source)

@@ -58,7 +58,7 @@ RESULTS = [
     Row("Four stages in quarters, against the last stage alone", "nats a tale", "curriculum", *_ends("results", dict(curriculum="four stages, quarters"), value="against the last stage alone", low="difference low", high="difference high")),
     Row("LIRA against GPT with dropout after 4 epochs of short text", "bits per byte", "epochs", *_ends("results", dict(epochs=4, model="LIRA"), value="against GPT, dropout", low="difference low", high="difference high")),
     Row("LIRA against GPT with dropout after 100 epochs of short text, last weights", "bits per byte", "epochs", *_ends("results", dict(epochs=100, model="LIRA"), value="against GPT, dropout", low="difference low", high="difference high")),
-    Row("Query-key normalisation, against the plain block", "nats a tale", "lira_options", ("runs", dict(variant="qk_norm", seed=0), "against_plain"), ("runs", dict(variant="qk_norm", seed=0), "against_plain_standard_error"), ("±",)),
+    Row("Query-key normalisation, against the plain block, one seed", "nats a tale", "lira_options", ("runs", dict(variant="qk_norm", seed=0), "against_plain"), ("runs", dict(variant="qk_norm", seed=0), "against_plain_standard_error"), ("±",)),
     Row("LIRA's perplexity as published: at 30% masked", "", "claims", ("perplexity", "LIRA, 30% masked")),
     Row("The same LIRA's perplexity by its bound, at most", "", "claims", ("perplexity", "LIRA, at most (NELBO)")),
     Row("Calibration error of LIRA's confidence where re-masking reads it", "ECE", "claims", ("confidence", "filled", "ECE"), form="{:.3f}"),

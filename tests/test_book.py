@@ -179,6 +179,11 @@ def test_workflows_run_targets_that_exist():
         assert set(re.findall(r"\bmake ([a-z][a-z-]*)", runs)) <= targets, path.name
 
 
+def test_the_readme_keeps_nothing_that_only_quarto_reads():
+    prose = book.prose((ROOT / "README.md").read_text())
+    assert not re.findall(r"\{[#.]|:::|<!-- made|\[@|@fig", prose)
+
+
 def test_the_readme_names_what_exists():
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in (ROOT / "README.md", ROOT / ".github/CONTRIBUTING.md"):
