@@ -12,12 +12,13 @@ TWINS := $(patsubst nbs/%.ipynb,pct/%.py,$(wildcard nbs/*.ipynb) $(EVALS))
 # One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help demo test text sync reports bench docs readme clean
+.PHONY: help demo test text sync reports bench docs pages guard wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: report-quickstart ## train, sample and score a small model in minutes: reports/quickstart.html
+	@$(PY) .ci/summary.py reports/quickstart/report.json
 	@echo "Notebook:    reports/quickstart.ipynb"
 	@echo "Web page:    reports/quickstart.html"
 	@echo "Checkpoint:  under reports/quickstart/"
@@ -39,8 +40,15 @@ bench: report-speed ## time the models on this machine: reports/speed.html
 docs: $(STAMP) ## render the book with Quarto into _docs/, or stage and check it where Quarto is missing
 	$(PY) .ci/make_book.py
 
-readme: $(STAMP) ## write README.md from nbs/index.ipynb
+pages: $(STAMP) ## make the tables and pages that come from reports and modules, and README.md
+	$(PY) .ci/make_pages.py
 	$(PY) .ci/make_readme.py
+
+guard: $(STAMP) ## give new chapters the cell that installs the library in Colab
+	$(PY) .ci/guard.py
+
+wheel: $(STAMP) ## build the wheel and use it in an environment that has nothing else
+	$(PY) .ci/check_wheel.py
 
 clean: ## remove what was made, except the environment, the text twins and the reports
 	rm -rf _proc _docs nbs/nbdev.yml build dist *.egg-info .pytest_cache .hypothesis

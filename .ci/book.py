@@ -1,11 +1,54 @@
 """Where the book's parts are, and what its markdown refers to; shared by the scripts beside this file."""
+import json
 import re
+from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
+RESULTS = NBS / "evals" / "results"
+
+
+@cache
+def settings() -> dict[str, str]:
+    "What settings.ini says."
+    parser = ConfigParser()
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
+def source_url(path: str, line: int | None = None) -> str:
+    "Where a file stands in the repository on the web."
+    return f"{settings()['git_url']}/blob/{settings()['branch']}/{quote(path)}" + (f"#L{line}" if line else "")
+
+
+def colab_url(path: str) -> str:
+    "Where Colab opens a notebook of the repository; the path counts from its root."
+    return f"https://colab.research.google.com/github/{settings()['user']}/{settings()['repo']}/blob/{settings()['branch']}/{quote(path)}"
+
+
+def binder_url(path: str) -> str:
+    "Where Binder opens a notebook of the repository; the path counts from its root."
+    return f"https://mybinder.org/v2/gh/{settings()['user']}/{settings()['repo']}/{settings()['branch']}?labpath={quote(path, safe='')}"
+
+
+def contents() -> list[tuple[str, list[str]]]:
+    "The parts of the book, each with its files, as _quarto.yml lists them; a file outside every part has a part without a name."
+    book = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["book"]["chapters"]
+    return [(item["part"], item["chapters"]) if isinstance(item, dict) else ("", [item]) for item in book]
+
+
+def report(name: str) -> dict:
+    "What an evaluation measured; FileNotFoundError where it has no report."
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"nbs/evals/results/{name}.json does not exist: run `make sync NB=evals/{name} RUN=1`, or take out what names it")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def notebooks() -> list[Path]:
@@ -16,6 +59,20 @@ def notebooks() -> list[Path]:
 def read(path: Path):
     "A notebook with its outputs."
     return nbformat.read(path, as_version=4)
+
+
+def title(path: Path) -> str:
+    "The title of a notebook or page: its first heading."
+    text = "\n".join(c.source for c in read(path).cells if c.cell_type == "markdown") if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    return re.search(r"^# (.*?)\s*(\{.*\})?$", text, re.MULTILINE)[1]
+
+
+def promise(path: Path) -> str:
+    "What a notebook says in one line under its title."
+    found = re.search(r"^> (.*)$", next(c.source for c in read(path).cells if c.cell_type == "markdown"), re.MULTILINE)
+    if not found:
+        raise ValueError(f"{path.relative_to(ROOT)} opens without a promise: under its title stands one line that begins with `> `")
+    return found[1]
 
 
 def references() -> dict[str, dict[str, str]]:

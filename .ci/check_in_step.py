@@ -1,4 +1,4 @@
-"""Fail unless the notebooks are clean, shimmer/ and README.md are what they export, and every evaluation has its report.
+"""Fail unless the notebooks are clean, everything made from notebooks, reports and modules is in step, and the book's text is sound.
 
 Works on a temporary copy, so that nothing in the working tree is touched."""
 import filecmp
@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 
 from book import NBS, ROOT, notebooks
+from check_book import problems
+from make_pages import main as make_pages
 from make_readme import main as make_readme
 
 BIN = Path(sys.executable).parent
@@ -38,17 +40,20 @@ def main() -> int:
             subprocess.run([BIN / command], cwd=copy, check=True, env={**os.environ, "PYTHONPATH": ""})
         unclean = differing(NBS, copy / "nbs", "**/*.ipynb")
         stale = differing(ROOT / "shimmer", copy / "shimmer", "**/*.py")
-    readme = make_readme(check=True)
+    without = {p.stem for p in (NBS / "evals").glob("*.ipynb")} ^ {p.stem for p in (NBS / "evals/results").glob("*.json")}
     for name in unclean:
         print(f"nbs/{name} is not clean: run `.venv/bin/nbdev_clean`", file=sys.stderr)
     for name in stale:
         print(f"shimmer/{name} is not what the notebooks export: run `.venv/bin/nbdev_export` (delete a module that has no notebook)", file=sys.stderr)
-    without = {p.stem for p in (NBS / "evals").glob("*.ipynb")} ^ {p.stem for p in (NBS / "evals/results").glob("*.json")}
     for name in sorted(without):
         print(f"nbs/evals/{name}.ipynb and nbs/evals/results/{name}.json belong together and one is missing: run `make sync NB=evals/{name} RUN=1`, or delete the other", file=sys.stderr)
-    if not (unclean or stale or readme or without):
-        print("The notebooks are clean; shimmer/ and README.md are in step with them; every evaluation has its report.")
-    return 1 if unclean or stale or readme or without else 0
+    unsound = problems()
+    for problem in unsound:
+        print(problem, file=sys.stderr)
+    wrong = any([unclean, stale, without, unsound, make_pages(check=True), make_readme(check=True)])
+    if not wrong:
+        print("The notebooks are clean; shimmer/, the tables, the pages and README.md are in step with them; every evaluation has its report; no link is dead, no figure without words.")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write README.md from nbs/index.ipynb; with --check, fail where the two are out of step.
 
-Hidden cells, directives and figures stay in the book; links are made to work from the root,
+Hidden cells, directives, marks and drawn figures stay in the book; links are made to work from the root,
 and citations become links to what they cite."""
 import argparse
 import os
@@ -11,7 +11,7 @@ from nbconvert import MarkdownExporter
 
 from book import NBS, ROOT, read, references
 
-HEAD = "<!-- Made from nbs/index.ipynb by `make readme`: edit that notebook. -->\n\n"
+HEAD = "<!-- Made from nbs/index.ipynb by `make pages`: edit that notebook. -->\n\n"
 LINK = re.compile(r'(\]\(|(?:src|href)=")(?![a-z]+:|#|/)([^)"#\s]+)')
 CITATION = re.compile(r"\[((?:@\w+(?:;\s*)?)+)\]")
 
@@ -26,10 +26,12 @@ def cite(match: re.Match, bib: dict[str, dict[str, str]]) -> str:
     return f"({'; '.join(works)})"
 
 
-def for_root(source: str) -> str:
-    "Markdown of nbs/ as it must read at the root."
-    source = re.sub(r"^:::.*\n?", "", source, flags=re.MULTILINE)
-    source = LINK.sub(lambda m: m[1] + os.path.normpath(f"nbs/{m[2]}"), source)
+def for_root(source: str, nbs: str = "nbs") -> str:
+    "Markdown of nbs/ as it must read at the root, or where else nbs/ is reached by another path."
+    source = re.sub(r"^(:::|<!-- made: ).*\n*", "", source, flags=re.MULTILINE)
+    source = re.sub(r"(!\[.*?\]\([^)]*\))\{[^}]*\}", r"\1", source, flags=re.DOTALL)
+    source = re.sub(r"@fig-[\w-]+", "the figure", source)
+    source = LINK.sub(lambda m: m[1] + os.path.normpath(f"{nbs}/{m[2]}"), source)
     bib = references()
     return CITATION.sub(lambda m: cite(m, bib), source)
 
@@ -60,7 +62,7 @@ def main(check: bool = False) -> int:
     if not check:
         target.write_text(text, encoding="utf-8")
     elif not target.exists() or target.read_text(encoding="utf-8") != text:
-        print("README.md is not what nbs/index.ipynb makes: run `make readme`", file=sys.stderr)
+        print("README.md is not what nbs/index.ipynb makes: run `make pages`", file=sys.stderr)
         return 1
     return 0
 

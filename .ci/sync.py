@@ -1,4 +1,4 @@
-"""Write edited text twins (pct/) back into their notebooks (nbs/), run what changed, clean, export, make the README.
+"""Write edited text twins (pct/) back into their notebooks (nbs/), run what changed, clean, export, make the pages and the README.
 
 Ids and outputs of unchanged cells are kept. A notebook is run, from its own folder, when its code changed;
 evaluation notebooks only when they are named, from the root, and their report.json is kept beside them in
@@ -20,11 +20,12 @@ from nbdev.config import add_init
 from nbdev.doclinks import _build_modidx
 from nbdev.export import nb_export
 
-from book import NBS, ROOT, read
+from book import NBS, RESULTS, ROOT, read
+from make_pages import fill
+from make_pages import main as make_pages
 from make_readme import main as make_readme
 
 PCT = ROOT / "pct"
-RESULTS = NBS / "evals" / "results"
 
 
 def code(nb) -> list[str]:
@@ -55,6 +56,7 @@ def sync(twin: Path, named: bool, run: bool) -> bool:
     if old:
         new = combine_inputs_with_outputs(new, old, "py:percent")
     new.metadata.pop("jupytext", None)
+    fill(new)
     if old and cells(old) == cells(new) and not run:
         return False
     if old and not named and twin.stat().st_mtime < path.stat().st_mtime:
@@ -92,8 +94,8 @@ def main() -> None:
     if any(written):
         add_init(ROOT / "shimmer")
         _build_modidx()
-    if (NBS / "index.ipynb").exists():
-        make_readme()
+    make_pages()
+    make_readme()
     print(f"{sum(written)} of {len(twins)} notebooks written")
 
 

@@ -99,7 +99,7 @@ def test_claims(report):
     _, figures = report("claims")
     assert {row["source"] for row in figures["claims"]} == {"LIRA", "Imadarem", "Imadarem V", "chunk-TRM"}
     for row in figures["claims"]:
-        assert all(row[column] for column in ("claim", "published", "reproduced", "cause", "fair", "where"))
+        assert all(row[column] for column in ("claim", "verdict", "published", "reproduced", "cause", "fair", "where"))
         assert row["source"] != "LIRA" or "not measured" not in row["fair"], row["claim"]
     assert figures["weighting"]["bound, nats a token"] == pytest.approx(figures["weighting"]["NELBO, nats a token"], rel=0.05)
 

@@ -1,0 +1,49 @@
+"""Give every chapter the same first code cell, which installs the library where a chapter is opened in Colab; --check compares.
+
+It stands behind the title, is hidden in the book, and does nothing elsewhere."""
+import argparse
+import sys
+
+import nbformat
+from nbdev.clean import nbdev_clean
+
+from book import NBS, read, settings
+
+GUARD = f"""#| hide
+if "google.colab" in str(get_ipython()):
+    %pip install --quiet git+{settings()['git_url']}@{settings()['branch']}"""
+
+
+def guarded(nb) -> bool:
+    "Whether the guard is the first code cell, and the only one that installs the library."
+    code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
+    return code[:1] == [GUARD] and sum("google.colab" in source for source in code) == 1
+
+
+def chapters() -> list:
+    "The notebooks that are offered to Colab."
+    return sorted(NBS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def missing() -> list[str]:
+    "Chapters without the guard, or with another."
+    return [path.name for path in chapters() if not guarded(read(path))]
+
+
+def main(check: bool = False) -> int:
+    "Write the guard where it is missing; return 1 where it is and was not written."
+    for name in (left := missing()):
+        print(f"nbs/{name} {'has no guard cell: run `make guard`' if check else 'was given the guard cell'}", file=sys.stderr)
+        if check: continue
+        nb = read(NBS / name)
+        nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and "google.colab" in c.source)]
+        nb.cells.insert(1, nbformat.v4.new_code_cell(GUARD))
+        nbformat.write(nb, NBS / name)
+        nbdev_clean.__wrapped__(str(NBS / name))
+    return 1 if check and left else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    sys.exit(main(parser.parse_args().check))

@@ -1,0 +1,195 @@
+"""What the book's tables hold: which figures of which reports, the claims and their verdicts, the architectures compared.
+
+A figure is named by its report and a path into the report's JSON and is never typed. A new row is one entry of RESULTS, or of
+an architecture's `measured`; a path that leads nowhere, or a report that is missing, is an error."""
+import os
+import re
+from typing import NamedTuple
+
+from book import NBS, binder_url, colab_url, contents, promise, report, title
+
+VERDICTS = {
+    "false": "what is said is not so",
+    "misread": "the figure is real and does not mean what it is said to mean",
+    "unproven": "nothing that was published decides it, and nothing here confirms it",
+    "holds in part": "true under conditions that the text does not name",
+    "holds": "measured here, and so",
+    "open": "not measured here yet",
+}
+PERCENT = "{:.1%}"
+
+
+class Row(NamedTuple):
+    "A row of the results table."
+    what: str  # what was measured, in words
+    unit: str
+    report: str  # nbs/evals/results/<report>.json
+    path: tuple  # into the JSON: a key, or the fields that single out one row of a list
+    low: tuple = ()  # where the 95% interval begins and ends, as the path does; or only `low`, a standard error, with high = ("±",)
+    high: tuple = ()
+    form: str = "{:.2f}"
+
+
+def _versus(corpus, model, measure):
+    "Where LIRA against GPT keeps the bits per byte of a model on a corpus, with their interval."
+    row = ("results", dict(corpus=corpus, model=model, measure=measure))
+    return (*row, "bits per byte"), (*row, "low"), (*row, "high")
+
+
+def _ends(*row, value, low="low", high="high"):
+    "A value and its interval that stand side by side in one row of a report."
+    return (*row, value), (*row, low), (*row, high)
+
+
+LIRA, GPT = ("LIRA", "NELBO"), ("GPT, equal operations", "exact")
+RESULTS = [
+    Row("LIRA after the quickstart, above the truth on tales", "nats a tale", "quickstart", ("gap_to_truth",), ("gap_standard_error",), ("±",)),
+    Row("Its tales that are entirely right, surest first, temperature 0.7", "", "quickstart", ("samplers", "surest first, temperature 0.7", "right"), form=PERCENT),
+    Row("Its tales that are entirely right, random order, temperature 1", "", "quickstart", ("samplers", "random order, one a call", "right"), form=PERCENT),
+    Row("Its tales that are entirely right, re-masking, thresholds 0.7 and 0.3", "", "quickstart", ("samplers", "re-masking, thresholds 0.7 and 0.3", "right"), form=PERCENT),
+    Row("GPT on Tiny Shakespeare, exactly", "bits per byte", "lira_vs_gpt", *_versus("tinyshakespeare", *GPT)),
+    Row("LIRA on Tiny Shakespeare at equal operations, at most", "bits per byte", "lira_vs_gpt", *_versus("tinyshakespeare", *LIRA)),
+    Row("GPT on TinyStories, exactly", "bits per byte", "lira_vs_gpt", *_versus("tinystories", *GPT)),
+    Row("LIRA on TinyStories at equal operations, at most", "bits per byte", "lira_vs_gpt", *_versus("tinystories", *LIRA)),
+    Row("Tales: GPT at equal operations, above the truth", "nats a tale", "lira_vs_gpt", *_ends("above_the_truth", "GPT, equal operations: exact", value="value")),
+    Row("Tales: LIRA, above the truth", "nats a tale", "lira_vs_gpt", *_ends("above_the_truth", "LIRA: NELBO", value="value")),
+    Row("One refinement at equal operations, above the truth", "nats a tale", "refinement_steps", *_ends("results", dict(model="K = 1, equal operations"), value="above the truth")),
+    Row("Eight refinements at equal operations, above the truth", "nats a tale", "refinement_steps", *_ends("results", dict(model="K = 8, equal operations"), value="above the truth")),
+    Row("Four stages in quarters, against the last stage alone", "nats a tale", "curriculum", *_ends("results", dict(curriculum="four stages, quarters"), value="against the last stage alone", low="difference low", high="difference high")),
+    Row("LIRA against GPT with dropout after 4 epochs of short text", "bits per byte", "epochs", *_ends("results", dict(epochs=4, model="LIRA"), value="against GPT, dropout", low="difference low", high="difference high")),
+    Row("LIRA against GPT with dropout after 100 epochs of short text, last weights", "bits per byte", "epochs", *_ends("results", dict(epochs=100, model="LIRA"), value="against GPT, dropout", low="difference low", high="difference high")),
+    Row("Query-key normalisation, against the plain block, one seed", "nats a tale", "lira_options", ("runs", dict(variant="qk_norm", seed=0), "against_plain"), ("runs", dict(variant="qk_norm", seed=0), "against_plain_standard_error"), ("±",)),
+    Row("LIRA's perplexity as published: at 30% masked", "", "claims", ("perplexity", "LIRA, 30% masked")),
+    Row("The same LIRA's perplexity by its bound, at most", "", "claims", ("perplexity", "LIRA, at most (NELBO)")),
+    Row("Calibration error of LIRA's confidence where re-masking reads it", "ECE", "claims", ("confidence", "filled", "ECE"), form="{:.3f}"),
+    Row("Share of the machine's matrix-product ceiling, quickstart's training step", "", "speed", ("steps", dict(model="demo", compiled=True), "share_of_ceiling"), form=PERCENT),
+]
+
+
+def find(name: str, path: tuple):
+    "The value at a path into a report; ValueError that names report and step where there is none, or more than one."
+    value = report(name)
+    for depth, step in enumerate(path):
+        shown = f"nbs/evals/results/{name}.json has no {' → '.join(map(str, path[: depth + 1]))}: the report has changed, so change .ci/tables.py to what it says now"
+        if isinstance(step, dict):
+            rows = [row for row in value if all(row.get(k) == v for k, v in step.items())] if isinstance(value, list) else []
+            if len(rows) != 1:
+                raise ValueError(f"{shown} ({len(rows)} rows fit where one must)")
+            value = rows[0]
+        elif isinstance(value, dict) and step in value:
+            value = value[step]
+        else:
+            raise ValueError(shown)
+    return value
+
+
+def figure(row: Row) -> str:
+    "The figure of a row, with its interval where the report has one."
+    value, show = find(row.report, row.path), lambda v: row.form.format(v).replace("-", "−")
+    if row.high == ("±",):
+        error = 1.96 * find(row.report, row.low)
+        return f"{show(value)} [{show(value - error)},\N{NO-BREAK SPACE}{show(value + error)}]"
+    return show(value) + (f" [{show(find(row.report, row.low))},\N{NO-BREAK SPACE}{show(find(row.report, row.high))}]" if row.low else "")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    "A table in markdown."
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def results_table() -> str:
+    "The headline figures of all reports; ValueError or FileNotFoundError where a row has lost its figure."
+    rows = []
+    for row in RESULTS:
+        made = {k: find(row.report, ("made", k)) for k in ("date", "commit")}
+        what = f"{row.what}, {row.unit}" if row.unit and row.unit not in row.what else row.what
+        rows.append([what, figure(row), f"[{row.report}](evals/{row.report}.ipynb)", made["date"], f"`{made['commit']}`"])
+    return table(["measured", "figure", "report", "date", "commit"], rows)
+
+
+def map_table() -> str:
+    "The chapters and evaluations by part, with what each promises and where it can be opened."
+    rows = []
+    for part, files in contents():
+        for file in files:
+            if file.endswith(".ipynb") and file != "index.ipynb":
+                number = f"{file[:2]} " if file[:2].isdigit() else ""
+                run = f"[Colab]({colab_url(f'nbs/{file}')}) · [Binder]({binder_url(f'nbs/{file}')})" if number else ""
+                rows.append([part, f"[{number}{title(NBS / file)}]({file})", promise(NBS / file), run])
+                part = ""
+    return table(["part", "chapter", "what it promises", "open"], rows)
+
+
+def near(text: str, folder: str = "evals") -> str:
+    "Markdown with links that count from a folder of nbs/ and call chapters by number, as it must read in nbs/ itself."
+    text = re.sub(r"\[(\d\d)\]\(", r"[chapter \1](", text)
+    return re.sub(r"\]\((?![a-z]+:|#)([^)#]+)", lambda m: f"]({os.path.normpath(os.path.join(folder, m[1]))}", text)
+
+
+def sentence(text: str) -> str:
+    "Text that begins with a capital."
+    return text[:1].upper() + text[1:]
+
+
+def claims_page() -> str:
+    "Every headline claim with its verdict and the cells that decide it; ValueError for a verdict that is not one of VERDICTS."
+    rows, sections = report("claims")["claims"], []
+    for row in rows:
+        if row.get("verdict") not in VERDICTS:
+            raise ValueError(f"the claim {row['claim']!r} has the verdict {row.get('verdict')!r}: give it one of {', '.join(VERDICTS)} in nbs/evals/claims.ipynb and run that notebook")
+    for number, row in enumerate(rows, 1):
+        parts = [f"## {number}. {sentence(row['claim'])} {{#claim-{number}}}", f"{row['source']} · **{row['verdict']}**"]
+        parts += [f"- **{name}**: {row[key]}" for name, key in (("As published", "published"), ("Obtained the same way", "reproduced"), ("Why", "cause"), ("Measured fairly", "fair"))]
+        sections.append("\n\n".join([*parts[:2], "\n".join(parts[2:]), f"Proved in {near(row['where'])} and [the claims notebook](evals/claims.ipynb)."]))
+    short = table(["source", "claim", "verdict"], [[row["source"], f"[{row['claim']}](#claim-{n})", row["verdict"]] for n, row in enumerate(rows, 1)])
+    words = "\n".join(f"- **{word}**: {meaning}." for word, meaning in VERDICTS.items() if word in {row["verdict"] for row in rows})
+    return "\n\n".join([short, words, *sections])
+
+
+class Architecture(NamedTuple):
+    "A column of the comparison by construction, and a row of what this book measured."
+    name: str
+    where: str
+    facts: tuple  # in the order of ASPECTS
+    measured: dict = {}  # by a name of MEASURES: how the figure is written, its report, its path
+    otherwise: str = "not trained here"
+
+
+ASPECTS = ("attention", "what one call predicts", "training objective", "likelihood", "tokens a call", "can revise", "carried between calls")
+MEASURES = ("Tiny Shakespeare, bits per byte", "TinyStories, bits per byte", "tales, bits per byte", "tales right, temperature 1", "tokens a second")
+
+
+def _compared(most, model, measure, way):
+    "What LIRA against GPT measured of one of the two."
+    bits = lambda corpus: (f"{most}{{:.{3 if corpus == 'tales' else 2}f}}", "lira_vs_gpt", _versus(corpus, model, measure)[0])
+    row = ("written", dict(corpus="tales", way=way, temperature=1.0))
+    figures = (bits("tinyshakespeare"), bits("tinystories"), bits("tales"), ("{:.0%}", "lira_vs_gpt", (*row, "right")), ("{:,.0f}", "lira_vs_gpt", (*row, "tokens_per_second")))
+    return dict(zip(MEASURES, figures, strict=True))
+
+
+ARCHITECTURES = [
+    Architecture("GPT", "[@gpt], [chapter 08](08_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
+    Architecture("BERT", "[@bert]", ("both ways", "the masked tokens", "masked cross-entropy at one ratio", "none: the objective is no bound", "not made to write", "no", "nothing")),
+    Architecture("LLaDA", "[@llada]", ("both ways", "every masked token", "masked cross-entropy over all ratios, each weighted by 1/t: a bound", "a bound; exact along an order", "any number", "by re-masking", "nothing")),
+    Architecture("LIRA", "[@lira], [chapter 03](03_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
+    Architecture("Imadarem", "[@imadarem; @imadaremv]", ("both ways, told the step", "every masked token, and a gate", "masked cross-entropy at ratios 1 − t/K", "a bound", "any number", "by entropy, or by its gate", "its last predictions, and the step"), otherwise="not yet"),
+    Architecture("TRM, in chunks", "[@trm], [@chunktrm]", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, after each refinement where it is supervised deeply", "of a chunk whose tokens are taken as independent", "a chunk", "inside a chunk, before it is written", "nothing; draft and latent inside a call"), otherwise="not yet"),
+]
+
+
+def architectures_table() -> str:
+    "The architectures side by side, as they are built."
+    rows = [["**described in**", *(a.where for a in ARCHITECTURES)]]
+    rows += [[f"**{aspect}**", *(a.facts[i] for a in ARCHITECTURES)] for i, aspect in enumerate(ASPECTS)]
+    return table(["", *(a.name for a in ARCHITECTURES)], rows)
+
+
+def measured_table() -> str:
+    "What this book measured of the architectures; ValueError for a measure that the table has no column for."
+    rows = []
+    for a in ARCHITECTURES:
+        if unknown := set(a.measured) - set(MEASURES):
+            raise ValueError(f"{a.name} has the measures {', '.join(sorted(unknown))}, for which MEASURES has no column: add them there")
+        shown = {what: form.format(find(name, path)) for what, (form, name, path) in a.measured.items()}
+        rows.append([f"**{a.name}**", *(shown.get(what, "–" if shown else a.otherwise) for what in MEASURES)])
+    return table(["", *MEASURES], rows)

@@ -1,0 +1,200 @@
+"""The book as text is sound, what is made of it is in step, and what it tells others to do works."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / ".ci"))
+import book  # noqa: E402
+import check_book  # noqa: E402
+import guard  # noqa: E402
+import make_api  # noqa: E402
+import make_pages  # noqa: E402
+import make_readme  # noqa: E402
+import tables  # noqa: E402
+
+
+@pytest.mark.parametrize("check", check_book.CHECKS, ids=lambda check: check.__name__)
+def test_the_text_is_sound(check):
+    assert check() == []
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    "A little book to break."
+    nbs = tmp_path / "nbs"
+    (nbs / "api").mkdir(parents=True)
+    (nbs / "evals").mkdir()
+    (nbs / "a.qmd").write_text("# A {#a}\n\n## The first place\n\n[b](b.qmd#b) [@known] ![](x.png)\n")
+    (nbs / "b.qmd").write_text("# B {#b}\n\n[here](#b) [there](a.qmd#the-first-place)\n\n```\n[no](link.md)\n```\n")
+    (nbs / "references.bib").write_text("@misc{known,\n  title = {Known}\n}\n")
+    (nbs / "x.png").write_bytes(b"")
+    config = dict(project=dict(type="book"), book=dict(title="T", chapters=["a.qmd", dict(part="P", chapters=["b.qmd"])]))
+    (tmp_path / "_quarto.yml").write_text(yaml.safe_dump(config))
+    for module in (book, check_book):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+        monkeypatch.setattr(module, "NBS", nbs)
+    check_book.markdown.cache_clear(), check_book.anchors.cache_clear()
+    yield nbs
+    check_book.markdown.cache_clear(), check_book.anchors.cache_clear()
+
+
+def test_a_sound_book_passes(elsewhere):
+    for check in (check_book.check_contents, check_book.check_links, check_book.check_references): assert check() == []
+
+
+@pytest.mark.parametrize("check, file, text, said", [
+    ("check_links", "b.qmd", "[x](gone.qmd)", "leads to no file"),
+    ("check_links", "b.qmd", "[x](a.qmd#gone)", "leads to no place"),
+    ("check_links", "b.qmd", "[x](#gone)", "leads to no place"),
+    ("check_references", "b.qmd", "see @unknown", "neither in references.bib nor a label"),
+    ("check_references", "a.qmd", "nothing is cited", "which nothing cites"),
+    ("check_contents", "c.qmd", "# C", "in no chapter"),
+])
+def test_what_is_broken_is_found(elsewhere, check, file, text, said):
+    (elsewhere / file).write_text(f"# T {{#b}}\n\n## The first place\n\n{text}\n")
+    assert any(said in problem for problem in getattr(check_book, check)())
+
+
+def test_contents_named_twice_or_unknown_are_found(elsewhere):
+    config = dict(project=dict(type="book"), book=dict(titel="T", chapters=["a.qmd", "a.qmd", "gone.qmd", "b.qmd"]))
+    (elsewhere.parent / "_quarto.yml").write_text(yaml.safe_dump(config))
+    assert check_book.check_contents() == ["_quarto.yml has the unknown book key 'titel'", "_quarto.yml names a.qmd 2 times", "_quarto.yml names gone.qmd, which does not exist"]
+
+
+@pytest.mark.parametrize("heading, place", [("Top-k: so many a call", "top-k-so-many-a-call"), ("`Tales`", "tales"), ("1/t, and *why*", "t-and-why"), ("Where {#there}", "where"), ("A [link](x.md) in it", "a-link-in-it")])
+def test_anchors_are_pandocs(heading, place):
+    assert check_book.slug(heading) == place
+
+
+def test_options_of_the_pages_are_quartos():
+    quarto_keys = pytest.importorskip("smalldocs.quarto_keys")
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text())
+    assert set(config["format"]["html"]) <= quarto_keys.QUARTO_PAGE_OPTIONS | {"code-overflow", "google-scholar"}
+    assert config["book"]["repo-url"] == book.settings()["git_url"] and config["book"]["repo-branch"] == book.settings()["branch"]
+
+
+def test_what_is_made_is_in_step():
+    assert make_pages.main(check=True) == 0 and make_readme.main(check=True) == 0
+
+
+def test_a_changed_report_is_out_of_step(tmp_path, monkeypatch, capsys):
+    for path in book.RESULTS.glob("*.json"): (tmp_path / path.name).write_bytes(path.read_bytes())
+    changed = json.loads((tmp_path / "quickstart.json").read_text())
+    changed["gap_to_truth"] += 0.5
+    (tmp_path / "quickstart.json").write_text(json.dumps(changed))
+    monkeypatch.setattr(book, "RESULTS", tmp_path)
+    assert make_pages.main(check=True) == 1
+    assert "nbs/index.ipynb is not what reports, modules and pages make: run `make pages`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path, said", [(("gone",), "has no gone"), (("samplers", "gone"), "has no samplers → gone"), (("samplers", dict(a=1)), "0 rows fit")])
+def test_a_figure_that_is_gone_is_refused(path, said):
+    with pytest.raises(ValueError, match=said): tables.find("quickstart", path)
+
+
+def test_a_report_that_is_gone_is_refused():
+    with pytest.raises(FileNotFoundError, match="make sync NB=evals/gone"): tables.find("gone", ("x",))
+
+
+def test_a_claim_without_a_verdict_is_refused(monkeypatch):
+    rows = book.report("claims")["claims"]
+    monkeypatch.setattr(tables, "report", lambda name: {"claims": [{**rows[0], "verdict": "maybe"}]})
+    with pytest.raises(ValueError, match="has the verdict 'maybe'"): tables.claims_page()
+
+
+def test_every_result_says_when_it_was_measured():
+    for row in tables.RESULTS:
+        made = book.report(row.report)["made"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"]) and re.fullmatch(r"[0-9a-f]{7,40}", made["commit"])
+
+
+def test_intervals_hold_their_figures():
+    for row in tables.RESULTS:
+        if row.low and row.high != ("±",): assert tables.find(row.report, row.low) <= tables.find(row.report, row.path) <= tables.find(row.report, row.high), row.what
+
+
+def test_every_export_is_on_its_page():
+    for path, text in make_api.pages().items():
+        module = make_api.Module(ROOT / "shimmer" / f"{path.stem}.py")
+        for node in module.exported():
+            assert f"{{#{make_api.defined(node)[0]}}}" in text, (path.stem, make_api.defined(node))
+
+
+def test_a_page_of_the_library_says_what_the_module_says():
+    text = make_api.page(ROOT / "shimmer/samplers.py")
+    assert "| `temperature` | `float` | `1.0` | of the drawn tokens; 0 takes the likeliest |" in text
+    assert "refine(model, canvas, policy, num_steps, temperature=1.0, seed=0, given=None, eos_token_id=None)" in text
+    line = int(re.search(r"samplers\.py#L(\d+)", text.partition("{#refine}")[2])[1])
+    assert (ROOT / "shimmer/samplers.py").read_text().splitlines()[line - 1] == "def refine("
+
+
+def test_no_figure_is_typed_where_reports_are_told_of():
+    cells = [c.source for c in book.read(book.NBS / "index.ipynb").cells if c.cell_type == "markdown" and not c.source.startswith("<!-- made:")]
+    typed = [check_book.markdown(book.NBS / name) for name in ("claims.qmd", "architectures.qmd", "glossary.qmd", "changelog.qmd")]
+    for text in (*cells, *(re.sub(r"<!-- made: .*?<!-- end -->", "", t, flags=re.DOTALL) for t in typed)):
+        told = re.sub(r"Python 3\.11|0\.1\.0|\]\([^)]*\)|95%|80%|temperature 1\b", "", book.prose(text))
+        assert not re.findall(r"\d+\.\d+|\d ?%|\d+ (?:nats|bits|minutes|seconds)", told), told
+
+
+def test_links_to_colab_and_binder_lead_to_files():
+    text, s = tables.map_table(), book.settings()
+    colab = re.findall(rf"https://colab\.research\.google\.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/([^)]+)\)", text)
+    binder = re.findall(rf"https://mybinder\.org/v2/gh/{s['user']}/{s['repo']}/{s['branch']}\?labpath=([^)]+)\)", text)
+    chapters = [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]
+    assert list(map(unquote, colab)) == list(map(unquote, binder)) == chapters
+    assert (ROOT / ".binder/requirements.txt").read_text().splitlines()[0] == "-c ../constraints.txt"
+
+
+def test_every_chapter_has_the_guard():
+    assert guard.missing() == []
+
+
+def test_citation_and_settings_agree():
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    s = book.settings()
+    assert (cff["version"], cff["repository-code"], cff["license"].lower()) == (s["version"], s["git_url"], s["license"])
+    assert f"## {s['version']}" in (ROOT / "nbs/changelog.qmd").read_text()
+
+
+def test_contributing_works(tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "nbs/contributing.qmd").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_workflows_run_targets_that_exist():
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text())["jobs"]
+        runs = "\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+        assert set(re.findall(r"\bmake ([a-z][a-z-]*)", runs)) <= targets, path.name
+
+
+def test_the_readme_keeps_nothing_that_only_quarto_reads():
+    prose = book.prose((ROOT / "README.md").read_text())
+    assert not re.findall(r"\{[#.]|:::|<!-- made|\[@|@fig", prose)
+
+
+def test_the_readme_names_what_exists():
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in (ROOT / "README.md", ROOT / ".github/CONTRIBUTING.md"):
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.MULTILINE))
+        assert named and named - {"report-speed"} <= targets, path.name
+
+
+def test_flags_in_the_readme_are_the_commands():
+    shell = "".join(re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    lines = [line.split() for line in shell.splitlines() if line.startswith("shimmer ")]
+    assert lines
+    for _, command, *rest in lines:
+        told = subprocess.run([sys.executable, "-m", "shimmer.cli", command, "--help"], capture_output=True, text=True).stdout
+        assert told and all(word in told for word in rest if word.startswith("--")), (command, rest)
