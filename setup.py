@@ -28,6 +28,7 @@ setup(
         "Programming Language :: Python :: 3",
     ],
     packages=[cfg["lib_path"]],
+    package_data={cfg["lib_path"]: ["canvases/*/*", "*.mplstyle"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "similarity": cfg["similarity_requirements"].split()},

@@ -311,7 +311,7 @@ def report_training(
 @dataclass(kw_only=True)
 class Sampling:
     "How texts are written."
-    checkpoint: str  # directory that `shimmer train` wrote
+    checkpoint: str = "tales"  # directory that `shimmer train` wrote, or a trained canvas that comes with shimmer
     prompt: str = ""  # how each text begins
     infill: str | None = None  # canvas models: a text with blanks in place of a prompt: ___ is one token, [MASK:5] is five
     num_samples: int = 1  # how many texts
@@ -496,7 +496,7 @@ def animate(
 @dataclass(kw_only=True)
 class Evaluate:
     "Measure checkpoints: likelihood, confidence, what they write, and on tales whether that is right."
-    checkpoint: list[str]  # directories that `shimmer train` wrote; the others are compared with the first
+    checkpoint: list[str]  # directories that `shimmer train` wrote, or canvases that come with shimmer; the others are compared with the first
     dataset: Annotated[str | None, tyro.conf.arg(aliases=["--corpus"])] = None  # corpus whose validation texts are scored; the one the first checkpoint was trained on where None
     full: bool = False  # score every validation text, and DUEL also at 2 and 4 tokens a call
     num_texts: int = 128  # validation canvases scored
@@ -518,7 +518,8 @@ def corpus_of(
 ) -> tuple[str, "Corpus"]:
     "The corpus to measure on and its name; ValueError where neither the options nor the first checkpoint say which."
     from shimmer.corpora import load_corpus
-    flags = Path(options.checkpoint[0]) / FLAGS
+    from shimmer.layers import checkpoint_directory
+    flags = checkpoint_directory(options.checkpoint[0]) / FLAGS
     trained = read_json(flags) if flags.is_file() else {}
     name = options.dataset or trained.get("dataset")
     if name is None: raise ValueError(f"{options.checkpoint[0]} doesn't say what it was trained on, for it has no {FLAGS}, which a finished `shimmer train` leaves: give --corpus")
@@ -696,28 +697,32 @@ def evaluate(
 @dataclass(kw_only=True)
 class Info:
     "Say what is installed, and what a checkpoint holds."
-    checkpoint: str | None = None  # directory that `shimmer train` wrote
+    checkpoint: str | None = None  # directory that `shimmer train` wrote, or a canvas that comes with shimmer
 
 def info(
     options: Info,
 ) -> None:
     "`shimmer info`."
     import torch
+    from shimmer.layers import shipped_canvases
     if options.checkpoint is not None: found = describe(options.checkpoint)
     device = pick_device(None)
     print_table("shimmer", {"shimmer": version("shimmer"), "python": platform.python_version(), **{name: version(name) for name in ("torch", "datasets", "accelerate", "sentencepiece", "huggingface_hub")},
                             "device": f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device, "threads": torch.get_num_threads(),
-                            "SHIMMER_DATA": os.environ.get("SHIMMER_DATA", "not set: corpora are downloaded"), "cache": os.environ.get("SHIMMER_CACHE") or str(Path.home() / ".cache" / "shimmer")})
+                            "SHIMMER_DATA": os.environ.get("SHIMMER_DATA", "not set: corpora are downloaded"), "cache": os.environ.get("SHIMMER_CACHE") or str(Path.home() / ".cache" / "shimmer"),
+                            "shipped canvases": ", ".join(shipped_canvases())})
     if options.checkpoint is not None: print_table(options.checkpoint, found)
 
 def describe(
     checkpoint: str,
 ) -> dict[str, Any]:
     "What a checkpoint holds; raises what `load_checkpoint` raises."
+    from shimmer.layers import checkpoint_directory
     from shimmer.training import load_checkpoint
     from shimmer.trajectories import read_log
     model, tokenizer = load_checkpoint(checkpoint)
-    state, log = Path(checkpoint) / "training_state" / "progress.json", Path(checkpoint) / "log.jsonl"
+    directory = checkpoint_directory(checkpoint)
+    state, log = directory / "training_state" / "progress.json", directory / "log.jsonl"
     valid = read_log(log)[1] if log.is_file() else []
     last = f"{valid[-1]['valid_nats']:.2f} nats a canvas at step {valid[-1]['step']:,}" if valid else None
     run = read_json(state) if state.is_file() else {}
