@@ -29,6 +29,8 @@ def cite(match: re.Match, bib: dict[str, dict[str, str]]) -> str:
 def for_root(source: str) -> str:
     "Markdown of nbs/ as it must read at the root."
     source = re.sub(r"^:::.*\n?", "", source, flags=re.MULTILINE)
+    source = re.sub(r"(!\[.*?\]\([^)]*\))\{[^}]*\}", r"\1", source, flags=re.DOTALL)
+    source = re.sub(r"@fig-[\w-]+", "the figure", source)
     source = LINK.sub(lambda m: m[1] + os.path.normpath(f"nbs/{m[2]}"), source)
     bib = references()
     return CITATION.sub(lambda m: cite(m, bib), source)
