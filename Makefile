@@ -17,7 +17,7 @@ CANVAS := --progressive --corpus tales --checkpoint_name tales --stage_epochs 1 
 # One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help demo test text sync reports bench canvas figures docs readme clean
+.PHONY: help demo test text sync reports bench docs readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -37,16 +37,17 @@ text: $(TWINS) ## write a text twin of every notebook into pct/ (one you have ed
 sync: $(STAMP) ## write the edited twins back, run what changed, clean, export (NB="03_lira 06_samplers", RUN=1 to run anyway)
 	$(PY) .ci/sync.py $(if $(RUN),--run) $(NB)
 
-reports: $(EVALS:nbs/evals/%.ipynb=report-%) ## run every evaluation notebook into reports/
-
-bench: report-speed ## time the models on this machine: reports/speed.html
-
+.PHONY: canvas figures
 canvas: $(STAMP) ## train, measure and describe the canvas that comes with the package: shimmer/canvases/tales
 	.venv/bin/shimmer train $(CANVAS) --overwrite
 	$(PY) .ci/make_canvas.py checkpoints/tales
 
 figures: $(STAMP) ## draw the pictures in nbs/images: architectures, the map of the rooms, a tale coming into being
 	$(PY) .ci/draw_figures.py
+
+reports: $(EVALS:nbs/evals/%.ipynb=report-%) ## run every evaluation notebook into reports/
+
+bench: report-speed ## time the models on this machine: reports/speed.html
 
 docs: $(STAMP) ## render the book with Quarto into _docs/, or stage and check it where Quarto is missing
 	$(PY) .ci/make_book.py
