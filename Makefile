@@ -9,6 +9,11 @@ STAMP := .venv/installed
 EVALS := $(wildcard nbs/evals/*.ipynb)
 TWINS := $(patsubst nbs/%.ipynb,pct/%.py,$(wildcard nbs/*.ipynb) $(EVALS))
 
+# What the canvas that comes with the package is trained with: the quickstart's size and optimiser, four stages.
+CANVAS := --progressive --corpus tales --checkpoint_name tales --stage_epochs 1 --batch_size 32 \
+	--hidden_size 128 --num_layers 2 --num_heads 4 --num_refine_steps 2 --position_embedding --qk_norm \
+	--optimizer muon --muon_lr 0.0025 --lr 3e-3 --precision bf16 --compile
+
 # One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
@@ -32,6 +37,14 @@ text: $(TWINS) ## write a text twin of every notebook into pct/ (one you have ed
 
 sync: $(STAMP) ## write the edited twins back, run what changed, clean, export (NB="03_lira 06_samplers", RUN=1 to run anyway)
 	$(PY) .ci/sync.py $(if $(RUN),--run) $(NB)
+
+.PHONY: canvas figures
+canvas: $(STAMP) ## train, measure and describe the canvas that comes with the package: shimmer/canvases/tales
+	.venv/bin/shimmer train $(CANVAS) --overwrite
+	$(PY) .ci/make_canvas.py checkpoints/tales
+
+figures: $(STAMP) ## draw the pictures in nbs/images: architectures, the map of the rooms, a tale coming into being
+	$(PY) .ci/draw_figures.py
 
 reports: $(EVALS:nbs/evals/%.ipynb=report-%) ## run every evaluation notebook into reports/
 

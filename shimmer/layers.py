@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PLAIN_KEYS', 'rotary_angles', 'rotate', 'attention_mask', 'KVCache', 'attend', 'Attention', 'SwiGLU',
-           'TransformerBlock', 'Prediction', 'PretrainedModel', 'load_model']
+           'TransformerBlock', 'Prediction', 'shipped_canvases', 'checkpoint_directory', 'PretrainedModel',
+           'load_model']
 
 # %% ../nbs/02_layers.ipynb #9704d17b
 import dataclasses
+import importlib.resources
 import importlib.util
 import json
 import math
@@ -197,17 +199,30 @@ class Prediction(NamedTuple):
     state: Any = None  # whatever the model carries to its next call
 
 # %% ../nbs/02_layers.ipynb #fcf7716d
+def shipped_canvases() -> dict[str, Path]:  # their directories, by name
+    "The trained canvases that come with this library."
+    folder = Path(str(importlib.resources.files("shimmer"))) / "canvases"
+    return {config.parent.name: config.parent for config in sorted(folder.glob("*/config.json"))}
+
+def checkpoint_directory(
+    source: str | Path,  # a directory, or the name of a canvas that comes with the library
+) -> Path:  # need not exist
+    "Where a checkpoint lies on this machine: in the directory of that name, or else with the library."
+    directory = Path(source).expanduser()
+    return directory if (directory / "config.json").is_file() else shipped_canvases().get(str(source), directory)
+
+# %% ../nbs/02_layers.ipynb #5ea8b85f
 def _find(
-    source: str | Path,  # a directory, or a Hub id
+    source: str | Path,  # a directory, the name of a canvas that comes with the library, or a Hub id
     name: str,  # the file wanted
     **hub,  # revision, token, cache_dir, local_files_only, force_download
 ) -> Path:
     "A file of a checkpoint, downloaded where the source is a Hub id; FileNotFoundError where there is none."
-    directory = Path(source).expanduser()
+    directory = checkpoint_directory(source)
     if (directory / name).is_file(): return directory / name
     if directory.is_dir(): raise FileNotFoundError(f"{directory} has no {name}: name a directory that save_pretrained wrote")
     hub_id = isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) and not directory.parent.is_dir()
-    if not hub_id: raise FileNotFoundError(f"{source} is not a directory: name one that save_pretrained wrote, or a Hub id, owner/name")
+    if not hub_id: raise FileNotFoundError(f"{source} is not a directory: name one that save_pretrained wrote, a canvas that comes with shimmer ({', '.join(shipped_canvases())}), or a Hub id, owner/name")
     try: return Path(hf_hub_download(source, name, **hub))
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
@@ -298,7 +313,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="shimmer", t
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,  # a directory that save_pretrained wrote, or a Hub id, owner/name
+        pretrained_model_name_or_path: str | Path,  # a directory that save_pretrained wrote, a canvas that comes with shimmer, or a Hub id, owner/name
         *,
         revision: str | None = None,  # branch, tag or commit on the Hub
         token: str | bool | None = None,  # Hub access
@@ -333,7 +348,7 @@ def _model_class(
     raise ValueError(f"{file} is of model_type {model_type!r}, which is no room of this library and was not defined by an imported module (known so far: {', '.join(sorted(known)) or 'none'}): import the module that defines it, or load it with the version that saved it")
 
 def load_model(
-    source: str | Path,  # a directory that save_pretrained wrote, or a Hub id, owner/name
+    source: str | Path,  # a directory that save_pretrained wrote, a canvas that comes with shimmer, or a Hub id, owner/name
     **options,  # as for `PretrainedModel.from_pretrained`
 ) -> PretrainedModel:  # on the CPU, in evaluation mode
     "Load whatever model a checkpoint holds; raises what `PretrainedModel.from_pretrained` raises."

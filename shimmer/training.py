@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from .corruption import Batch, Weighting, check_mask_ratio, draw_noise
-from .layers import PretrainedModel, TransformerBlock, load_model
+from .layers import PretrainedModel, TransformerBlock, checkpoint_directory, load_model, shipped_canvases
 from .likelihood import nll
 from .tokenizers import EncodedCorpus, Tokenizer, load_tokenizer
 
@@ -434,11 +434,12 @@ def check_vocabulary(
                          "they don't belong together; build the model with the tokenizer's, or take both from one run")
 
 def load_checkpoint(
-    checkpoint: str | Path,  # directory
+    checkpoint: str | Path,  # directory, or the name of a canvas that comes with shimmer
 ) -> tuple[PretrainedModel, Tokenizer]:
     "The model of a checkpoint, in evaluation mode, and its tokenizer; FileNotFoundError where there is none, ValueError where it is damaged."
     whole = _whole_copy(checkpoint)
-    if not whole.is_dir(): raise FileNotFoundError(f"{checkpoint} is no folder, so no checkpoint: name one that training or save_pretrained wrote")
+    if not (whole / "config.json").is_file(): whole = checkpoint_directory(checkpoint)
+    if not whole.is_dir(): raise FileNotFoundError(f"{checkpoint} is no folder, so no checkpoint: name one that training or save_pretrained wrote, or a canvas that comes with shimmer ({', '.join(shipped_canvases())})")
     model, tokenizer = load_model(whole), load_tokenizer(whole)
     check_vocabulary(model, tokenizer)
     return model, tokenizer

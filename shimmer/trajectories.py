@@ -17,7 +17,7 @@ import unicodedata
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -464,6 +464,7 @@ _MONO = {"family": "DejaVu Sans Mono", "size": 10}
 _DOUBT = LinearSegmentedColormap.from_list("doubt", [[c / 255 for c in _tint(0.0)], [1, 1, 1]])  # from confidence 0 to 1
 
 # %% ../nbs/07_trajectories.ipynb #8ab91690
+@matplotlib.style.context("shimmer.book")
 def trajectory_strip(
     trajectory: Trajectory,
     tokenizer: Tokenizer,
@@ -483,7 +484,7 @@ def trajectory_strip(
     bands = next(bands for wide in range(sum(columns) // count, room + 1) if len(bands := _bands(columns, wide)) == count)  # of about one width
     tall = line * len(frames.calls)
     width = min(width, max(5.6, left + 0.05 + sign * max(sum(columns[i] for i in band) for band in bands)))
-    figure = Drawing(figsize=(width, len(bands) * (tall + 0.35) + foot + 0.05))
+    figure = Drawing(figsize=(width, len(bands) * (tall + 0.35) + foot + 0.05), layout="none")
     for n, band in enumerate(bands):
         top = n * (tall + 0.35) + 0.05
         span = sum(columns[i] for i in band)
@@ -552,6 +553,7 @@ def smooth(
     return np.array(means)
 
 # %% ../nbs/07_trajectories.ipynb #25456158
+@matplotlib.style.context("shimmer.book")
 def learning_curve(
     log: list[dict] | str | Path,  # `TrainResult.log`, a log.jsonl, or the checkpoint directory it lies in
     entropy: float | None = None,  # nats per sequence: the corpus's own, which no bound gets below

@@ -378,7 +378,7 @@ def test_every_flag_has_a_help_text(capsys, kind):
         assert f"--{field.name}" in text and comments[field.name] in text, field.name
 
 
-@pytest.mark.parametrize("line", ["train --nope 3", "train --batch_size many", "generate", "nothing", "train --optimizer sgd", ""])
+@pytest.mark.parametrize("line", ["train --nope 3", "train --batch_size many", "evaluate", "nothing", "train --optimizer sgd", ""])
 def test_usage_errors_are_exit_2_without_a_traceback(run, line):
     code, _, err = run(line)
     assert code == 2 and err and "Traceback" not in err
