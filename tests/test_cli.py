@@ -198,6 +198,29 @@ def test_a_gpt_writes_from_left_to_right(run, shared):
     assert run("generate --checkpoint checkpoints/tiny_gpt")[0] == 0
 
 
+MENDING = SIZE.replace("--num_refine_steps 1", "--max_refinement_steps 3")
+
+@pytest.mark.parametrize("gate", ["--gate", ""])
+def test_an_imadarem_trains_mends_and_is_measured(run, shared, gate):
+    name = f"mending{gate.strip('-')}"
+    assert run(f"train --model imadarem {gate} {MENDING} --checkpoint_name {name}")[0] == 0
+    assert json.loads((shared / "checkpoints" / name / "config.json").read_text())["use_refine_gate"] == bool(gate)
+    code, out, _ = run(f'generate --checkpoint checkpoints/{name} --prompt "Once upon a time" --num_samples 2 --show')
+    assert code == 0 and out.count("Once upon a time") >= 2 and not re.search(r"│\s+4 │", out)  # three calls at most
+    assert run(f"generate --checkpoint checkpoints/{name} --sampler mend --num_steps 1 --infill 'Once upon ___ time,'")[0] == 0
+    assert run(f"generate --checkpoint checkpoints/{name} --sampler topk --order random")[0] == 0
+    assert run(f"animate --checkpoint checkpoints/{name} --output {name}.html")[0] == 0
+    assert run(f"evaluate --checkpoint checkpoints/{name} {MEASURED} --output {name}.json")[0] == 0
+    figures, = json.loads((shared / f"{name}.json").read_text())["checkpoints"]
+    assert figures["model_type"] == "imadarem" and 0 <= figures["ece_at_filled"] <= 1 and "ece_at_masked" not in figures
+    assert run(f"train --model imadarem {gate} {MENDING} --checkpoint_name {name} --resume")[0] == 0
+
+def test_only_a_model_with_a_policy_mends(refused):
+    refused("generate --checkpoint checkpoints/tiny --sampler mend", "sampler is mend", "a lira", "choose topk or remask")
+    refused("train --gate", "--gate is set", "a lira")
+    refused("train --model imadarem --num_refine_steps 2 --reinject", "--num_refine_steps and --reinject are set", "a imadarem")
+
+
 def test_the_best_weights_are_said_to_be_kept(run, shared):
     code, out, _ = run(f"train --model gpt {GPT_SIZE} --lr 0.3 --stage_epochs 3 --validate_every 4 --keep_best --checkpoint_name early")
     log = [json.loads(line) for line in (shared / "checkpoints/early/log.jsonl").read_text().splitlines()]
@@ -387,7 +410,7 @@ def test_usage_errors_are_exit_2_without_a_traceback(run, line):
 # --- refusals ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, parts", [
-    ("--model rnn", ["'rnn'", "lira or gpt"]),
+    ("--model rnn", ["'rnn'", "choose lira, ", " or gpt"]),
     ("--corpus nosuch.txt", ["nosuch.txt"]),
     ("--corpus nosuch", ["'nosuch'", "tales"]),
     ("--corpus tinystories", ["tinystories", "SHIMMER_DATA"]),
