@@ -237,7 +237,7 @@ class GPTModel(GPTReader):
 
 # %% ../nbs/08_gpt.ipynb #90b32447
 def generate_left_to_right(
-    model: GPTModel,
+    model: GPTModel,  # or another with an `append` of this kind, and perhaps a number of `tokens_per_call`
     prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths
     gen_length: int | None = None,  # tokens to write; up to max_seq_len where None
     temperature: float = 0.8,  # of the drawn tokens; 0 takes the likeliest
@@ -247,14 +247,15 @@ def generate_left_to_right(
     eos_token_id: int | None = None,  # once written, all behind it is it too
     mask_token_id: int | None = None,  # stands where nothing is written yet; vocab_size where None
 ) -> Trajectory:  # its confidence: the probability of each written token, 1 in the prompt, behind the end and in rows that had ended; NaN where nothing is written, of which an appending model says nothing
-    "What `GPTModel.generate` writes, in the record that canvas samplers keep: one position a call; raises what it raises."
+    "What `GPTModel.generate` writes, in the record that canvas samplers keep: one position a call, or as many as the model writes at once; raises what it raises."
     ids, probs = (t.cpu() for t in model.append(prompt_ids, gen_length, temperature, top_k, top_p, seed, eos_token_id))
     (B, L), new = ids.shape, probs.shape[1]
     column, mask_id = torch.arange(L), model.config.vocab_size if mask_token_id is None else mask_token_id
-    num_calls = torch.full((B,), new)
-    if eos_token_id is not None: num_calls = ((ids[:, L - new :] == eos_token_id).cumsum(1) == 0).sum(1).add(1).clamp(max=new)
+    written, at_once = torch.full((B,), new), getattr(model, "tokens_per_call", 1)
+    if eos_token_id is not None: written = ((ids[:, L - new :] == eos_token_id).cumsum(1) == 0).sum(1).add(1).clamp(max=new)
+    num_calls = (written + at_once - 1) // at_once
     calls = torch.arange(int(num_calls.max()) + 1)[:, None, None]
-    filled = (column < L - new + calls) | (calls >= num_calls[:, None])  # [S + 1, B, L]; the call that writes an end fills the row
+    filled = (column < L - new + calls * at_once) | (calls >= num_calls[:, None])  # [S + 1, B, L]; the call that writes an end fills the row
     confidence = F.pad(probs.float(), (L - new, 0), value=1.0).where(filled[1:], math.nan).masked_fill(calls[1:] > num_calls[:, None], 1.0)
     given = (column < L - new).expand(B, L)
     return Trajectory(ids, ids.where(filled, mask_id), confidence, given, num_calls, ["canvas full"] * B, mask_id, model.config.pad_token_id, eos_token_id)
