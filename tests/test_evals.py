@@ -1,8 +1,11 @@
 """The evaluation notebooks run from end to end with small parameters, and the JSON they write says what it should."""
 import ast
+import gzip
 import json
 import math
+import os
 from pathlib import Path
+from unittest.mock import patch
 
 import papermill
 import pytest
@@ -19,8 +22,18 @@ SMALL = dict(
     refinement_steps=dict(**TINY, refinements=[1, 2], updates=6, equal_operations_of=2, num_layers=1, scored_texts=8),
     curriculum=dict(**TINY, updates=24, num_layers=1, scored_texts=8, judged_tales=2),
     claims=dict(corpus_name="tales", num_samples=2400, tokenizer="word", vocab_size=None, max_seq_len=72, hidden_size=32, num_heads=2, lira_layers=1, gpt_layers=2, updates=150, batch_size=16, muon_lr=0.01, scored_texts=32, written_texts=5),
+    gate=dict(short_updates=6, tales_updates=4, molecule_updates=4, seeds=[0, 1], hidden_size=16, num_layers=2, num_heads=2, refinement_steps=3, batch_size=4, compile_blocks=False, scored_texts=4, draws=2, judged_texts=4, written_molecules=8, gates=[0.1, 0.5], entropies=[0.1, 0.5]),
     epochs=dict(**TINY, corpus_name="OWN_TEXT", train_canvases=16, epochs=[1, 3], num_layers=1, max_seq_len=16, scored_canvases=8),
 )
+
+
+SMILES = "CCO CCN c1ccccc1 CC(=O)O CC(C)O c1ccncc1 CCOC(=O)C CN1CCCC1 CC(=O)Nc1ccccc1 OCCO CCS C1CCCCC1 CCCl NC(=O)c1ccccc1 COc1ccccc1 Cc1ccccc1 CC#N C=CC CCBr O=C1CCCN1".split()
+
+def a_few_molecules(folder):
+    "A stand-in for the corpus moses."
+    (folder / "moses").mkdir(parents=True)
+    for split, copies in (("train", 6), ("test", 2)):
+        with gzip.open(folder / "moses" / f"{split}.smi.gz", "wt") as file: file.write("\n".join(SMILES * copies) + "\n")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +44,10 @@ def report(tmp_path_factory):
             out = tmp_path_factory.mktemp(name)
             (out / "own.txt").write_text(OWN_TEXT)
             parameters = json.loads(json.dumps(SMALL[name]).replace("OWN_TEXT", str(out / "own.txt")))
-            papermill.execute_notebook(ROOT / f"nbs/evals/{name}.ipynb", out / f"{name}.ipynb", parameters={**parameters, "out_dir": str(out)},
-                                       kernel_name="python3", cwd=ROOT, progress_bar=False)
+            if name == "gate": a_few_molecules(out / "data")
+            with patch.dict(os.environ, {"SHIMMER_DATA": str(out / "data")} if name == "gate" else {}):
+                papermill.execute_notebook(ROOT / f"nbs/evals/{name}.ipynb", out / f"{name}.ipynb", parameters={**parameters, "out_dir": str(out)},
+                                           kernel_name="python3", cwd=ROOT, progress_bar=False)
             held[name] = out, json.loads((out / "report.json").read_text())
         return held[name]
     return run
@@ -93,6 +108,22 @@ def test_epochs(report):
     _, figures = report("epochs")
     assert {(row["model"], row["epochs"]) for row in figures["results"]} == {(name, n) for name in ("LIRA", "GPT", "GPT, dropout") for n in (1, 3)}
     assert all(row["against GPT, dropout"] == 0 for row in figures["results"] if row["model"] == "GPT, dropout")
+
+
+def test_gate(report):
+    _, figures = report("gate")
+    variants = ["mixture", "replacement", "supervised", "no gate", "gate without gradient", "leaking", "visible untrained", "as described"]
+    assert [*figures["known"]] == variants and {(row["model"], row["way"]) for row in figures["results"]} == {(name, way) for name in variants for way in ("own policy", "one a call", "several a call", "keep the best")}
+    for row in figures["written"]:
+        assert row["calls"] <= (3 if row["way"] != "one a call" else 72) and sum(row["calls_of_texts"]) == sum(row["stops"].values()) == 4
+        assert row["passes"] == pytest.approx(row["calls"] * (2 if row["model"] == "no gate" else 1))
+    assert len(figures["sweep"]) == 4 * 2 * 2 and all(row["calls"] <= 6 for row in figures["sweep"])
+    untrained = [row for row in figures["knowledge"] if row["model"] in ("gate without gradient", "as described")]
+    assert all(row["mean doubt"] > 0.8 for row in untrained)  # the bias of +2 keeps it open
+    held_out = figures["molecules"][-1]
+    assert held_out["writer"] == "held-out molecules" and held_out["molecules_valid"] == held_out["molecules_read_whole"] == 1 and all(row["molecules_written"] == 8 for row in figures["molecules"])
+    assert {row["model"]: row["kind"] for row in figures["molecule_likelihood"]} == {"GPT": "exact", "LIRA": "bound", **{name: "bound" for name in ("Imadarem, gate", "Imadarem, entropy", "Imadarem as described")}}
+    assert all(name in figures["summary"] for name in variants)
 
 
 def test_claims(report):
