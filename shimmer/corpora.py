@@ -162,6 +162,10 @@ class Tales:
                          for slot, cases in self.lines.items()}
         said = {name for name in cast for cases in self.lines.values()
                 if all(name == "problem" and case or re.search(rf"\{{{name}\}}", line) for case, lines in cases.items() for line in lines)}
+        for slot, cases in self.lines.items():
+            if len({len(lines) for lines in cases.values()}) > 1: raise ValueError(f"the cases of {slot} have {', '.join(str(len(lines)) for lines in cases.values())} lines, and a line is drawn by its number: give all the same number")
+            if None not in cases and set(cases) != set(cast.get("problem", ())): raise ValueError(f"{slot} has the cases {', '.join(cases)}, and the cast's problems are {', '.join(cast.get('problem', ())) or 'none'}: name the same ones")
+        if nameless := set(cast.get("hero", ())) - set(heroes): raise ValueError(f"{', '.join(sorted(nameless))} of the cast {'is' if len(nameless) == 1 else 'are'} not among the heroes, so no pronoun fits: add them to heroes")
         if unsaid := set(cast) - said: raise ValueError(f"{', '.join(sorted(unsaid))} may stay unsaid in a tale, so its entropy is not a sum: name it in every line of one slot")
 
     def sample(

@@ -24,8 +24,7 @@ def check_mask_ratio(
     mask_ratio: tuple[float, float],  # least and greatest share of masked tokens
 ):
     "Refuse a range of mask ratios outside (0, 1] with a ValueError."
-    low, high = mask_ratio
-    if not 0 < low <= high <= 1: raise ValueError(f"mask_ratio {tuple(mask_ratio)} is not a range within (0, 1]: give 0 < low <= high <= 1")
+    if len(mask_ratio) != 2 or not 0 < mask_ratio[0] <= mask_ratio[1] <= 1: raise ValueError(f"mask_ratio {tuple(mask_ratio)} is not a range within (0, 1]: give 0 < low <= high <= 1")
 
 # %% ../nbs/04_corruption.ipynb #4ac110fc
 def draw_noise(
@@ -44,7 +43,8 @@ def derive_noise(
     noise: Tensor,  # [B, 1 + L] from `draw_noise`, or rows of it
     number: int,  # which of the further ones, from 1 on
 ) -> Tensor:  # [B, 1 + L] float32 in [0, 1)
-    "Further uniform noise, a function of the first: its 24 bits, put through an integer hash."
+    "Further uniform noise, a function of the first: its 24 bits, put through an integer hash; ValueError for a number below 1."
+    if number < 1: raise ValueError(f"number is {number}: further noise is counted from 1; the noise itself is the first")
     bits = (noise * 2**24).long() + number * 0x9E3779B1
     for shift in (16, 15): bits = ((bits ^ (bits >> shift)) * 0x45D9F3B) & 0xFFFFFFFF
     return ((bits ^ (bits >> 16)) & 0xFFFFFF).float() / 2**24

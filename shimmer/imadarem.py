@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .corruption import Batch, Mask, derive_noise, draw_noise, mask_tokens, masked_loss
 from .layers import Prediction, PretrainedModel, TransformerBlock, rotary_angles
+from .likelihood import evaluation_mode
 from .samplers import Decision, Trajectory, View, draw_tokens, make_canvas, refine
 from .tokenizers import special_token_ids
 
@@ -61,7 +62,8 @@ class ImplicitRefinementConfig:
         if self.gate_objective not in get_args(GateObjective): raise ValueError(f"gate_objective {self.gate_objective!r} is unknown: choose {', '.join(get_args(GateObjective))}")
         special = {name: id for name in ("mask_token_id", "pad_token_id", "eos_token_id") if (id := getattr(self, name)) is not None}
         for name, id in special.items():
-            if not 0 <= id <= self.vocab_size: raise ValueError(f"{name} {id} lies outside 0..{self.vocab_size}: the embedding has vocab_size + 1 rows, so choose one of them")
+            top = self.vocab_size if name == "mask_token_id" else self.vocab_size - 1  # one row more than the vocabulary, for a mask that is no token
+            if not 0 <= id <= top: raise ValueError(f"{name} {id} lies outside 0..{top}: choose an id that the model has, or a larger vocab_size")
         for name, other in (("mask_token_id", "pad_token_id"), ("mask_token_id", "eos_token_id"), ("pad_token_id", "eos_token_id")):
             if name in special and special[name] == special.get(other): raise ValueError(f"{name} and {other} are both {special[name]}: give them ids of their own")
 
@@ -200,12 +202,12 @@ class ImplicitRefinementModel(PretrainedModel):
         config, guess, time = self.config, None, self.known_share(ids)
         if state is not None: guess, time = state[0], torch.minimum(time, state[1] + 1 / config.max_refinement_steps)
         logits, gate = self.network(ids, time, guess)
-        log_probs = mix(logits, gate, ids, config)
+        log_probs, masked = mix(logits, gate, ids, config).log_softmax(-1), ids == config.mask_token_id  # of a mask's mixture only what is written counts
         if gate is None:
             held = self.teacher(ids, time, guess)[0].softmax(-1)
             confidence = torch.special.xlogy(held, held).sum(-1).exp()
-        elif config.gate_objective == "supervised": confidence = (-gate).sigmoid()
-        else: confidence = log_probs.gather(-1, ids.clamp(max=config.vocab_size - 1)[..., None])[..., 0].exp().masked_fill(ids == config.mask_token_id, 0.0)
+        elif config.gate_objective == "supervised": confidence = (-gate).sigmoid().masked_fill(masked, 0.0)
+        else: confidence = log_probs.gather(-1, ids.clamp(max=config.vocab_size - 1)[..., None])[..., 0].exp().masked_fill(masked, 0.0)
         return Prediction(log_probs, confidence, (logits.softmax(-1), time))
 
     @torch.no_grad()
@@ -216,7 +218,7 @@ class ImplicitRefinementModel(PretrainedModel):
         unknown: Mask,  # what is hidden in it
     ) -> Tensor:  # [B, L, V] logits, without gradient
         "The reading that self-conditioning and the model's own mistakes come from: of the same canvas, so that it knows no more."
-        return self.network(canvas, 1 - unknown.ratio)[0]
+        with evaluation_mode(self.network): return self.network(canvas, 1 - unknown.ratio)[0]
 
     def corrupt(
         self,
@@ -321,7 +323,8 @@ def auroc(
     score: Tensor,  # [N], greater where the answer ought to be yes
     answer: Tensor,  # [N] bool
 ) -> float:  # in [0, 1]; NaN where all answers are the same
-    "Probability that a random yes scores above a random no, ties counted half."
+    "Probability that a random yes scores above a random no, ties counted half; ValueError where there are not as many answers as scores."
+    if score.shape != answer.shape or score.ndim != 1: raise ValueError(f"score has shape {tuple(score.shape)}, answer {tuple(answer.shape)}: give one of each for every question, [N]")
     order, answer = score.double(), answer.bool()
     values, inverse, counts = order.unique(return_inverse=True, return_counts=True)
     rank = (counts.cumsum(0) - (counts - 1) / 2)[inverse]  # mean rank of equals, from 1 on
@@ -339,8 +342,9 @@ def judged_fills(
     "Hide tokens, fill them with the model's draws, and let the next call judge them; ValueError for a ratio outside (0, 1]."
     generator = torch.Generator().manual_seed(seed)
     masked = mask_tokens(draw_noise(*ids.shape, generator), (ratio, ratio), model.real_tokens(ids).cpu()).masked.to(ids.device)
-    logits, _, state = model.denoise(ids.masked_fill(masked, model.config.mask_token_id))
     uniform = torch.rand(int(masked.sum()), generator=generator, dtype=torch.float64).to(ids.device)
-    filled = ids.masked_scatter(masked, draw_tokens(logits[masked].double().log_softmax(-1), uniform, 1.0))
-    confidence = model.denoise(filled, state).confidence
+    with evaluation_mode(model):
+        logits, _, state = model.denoise(ids.masked_fill(masked, model.config.mask_token_id))
+        filled = ids.masked_scatter(masked, draw_tokens(logits[masked].double().log_softmax(-1), uniform, 1.0))
+        confidence = model.denoise(filled, state).confidence
     return (1 - confidence[masked]).cpu(), (filled != ids)[masked].cpu()

@@ -185,11 +185,14 @@ def refine(
     device = next(model.parameters(), canvas).device
     ids = canvas.to(device, torch.int64, copy=True)
     pads = torch.zeros_like(ids, dtype=torch.bool) if pad_id is None else ids == pad_id
+    if given is not None and given.shape not in (ids.shape, (1, ids.shape[1])): raise ValueError(f"given has shape {tuple(given.shape)}, the canvas {tuple(ids.shape)}: give one of the same shape, or a single row for all")
+    if eos_token_id is not None and not 0 <= eos_token_id < config.vocab_size: raise ValueError(f"eos_token_id is {eos_token_id}, the model writes 0 to {config.vocab_size - 1}: give the tokenizer's, or None")
     given = (ids != mask_id if given is None else given.to(device)) | pads
     if (missing := given & (ids == mask_id)).any(): raise ValueError(f"{int(missing.sum())} given positions hold the mask token: given positions need a token")
     noise, num_masked = RowNoise(seed, ~pads), (ids == mask_id).sum(1)
     freezes, little = getattr(policy, "freezes_end", False), getattr(policy, "stop_threshold", 0.0) * (~given).sum(1)
-    canvases, held, chosen, state, ended = [ids], [], [], None, torch.zeros_like(given)
+    canvases, held, chosen, state, ends = [ids], [], [], None, torch.zeros_like(pads)
+    at_or_behind = lambda where: where.int().cummax(1).values.bool()
     active = (~given if policy.reopens else ids == mask_id).any(1)  # rows that are not done
     num_calls, reason = torch.zeros(len(ids), dtype=torch.long), ["calls used up" if a else "nothing to write" for a in active.tolist()]
     was_training = model.training
@@ -199,7 +202,7 @@ def refine(
             if not active.any(): break
             logits, head, state = model.denoise(ids, state)
             masked = (ids == mask_id) & active[:, None]
-            open = ~given & ~(ended & freezes) & active[:, None] if policy.reopens else masked
+            open = ~given & ~(at_or_behind(ends) & freezes) & active[:, None] if policy.reopens else masked
             log_probs = logits[open].double()  # [N, V]
             for banned in (mask_id, pad_id):
                 if banned is not None and banned < log_probs.shape[-1]: log_probs[:, banned] = -math.inf
@@ -211,8 +214,8 @@ def refine(
             new = torch.where(write, drawn, ids)
             if decision.reopen is not None: new = torch.where(decision.reopen & open & ~write, mask_id, new)
             if eos_token_id is not None:
-                ended = ((new == eos_token_id) & ~given).int().cummax(1).values.bool()  # at an end-of-text that was written, or behind it
-                new = torch.where(ended & ~given & (freezes | (new == mask_id)), eos_token_id, new)
+                ends = (ends | write) & (new == eos_token_id) if freezes else (new == eos_token_id) & ~given  # that were written
+                new = torch.where(at_or_behind(ends) & ~given & (freezes | (new == mask_id)), eos_token_id, new)
             if head is None:
                 token = torch.where(new == mask_id, drawn, new)[..., None]
                 head = (logits.gather(-1, token)[..., 0] - logits.logsumexp(-1)).exp()

@@ -51,7 +51,7 @@ class Stage:
     def __post_init__(self):
         check_mask_ratio(self.mask_ratio)
         at = f"in stage {self.name!r}"
-        if not 1 <= self.refine_steps_range[0] <= self.refine_steps_range[1]: raise ValueError(f"num_refine_steps is {self.num_refine_steps} {at}: give at least 1, or a range (low, high) from 1 on")
+        if not isinstance(self.num_refine_steps, int) and len(self.num_refine_steps) != 2 or not 1 <= self.refine_steps_range[0] <= self.refine_steps_range[1]: raise ValueError(f"num_refine_steps is {self.num_refine_steps} {at}: give at least 1, or a range (low, high) from 1 on")
         if self.epochs < 1: raise ValueError(f"epochs is {self.epochs} {at}: give at least 1")
         if not 0 < self.share_of_data <= 1: raise ValueError(f"share_of_data is {self.share_of_data} {at}: give a share in (0, 1]")
         if not 0 <= self.confidence_weight < math.inf: raise ValueError(f"confidence_weight is {self.confidence_weight} {at}: give 0 or more")
@@ -230,10 +230,10 @@ def make_accelerator(
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if config.device is not None and not available.get(config.device):
         raise ValueError(f"device {config.device!r} is not available here: choose {' or '.join(d for d, here in available.items() if here)}")
-    if config.precision == "fp16" and (config.device == "cpu" or not (available["cuda"] or available["mps"])):
-        raise ValueError("precision fp16 needs a GPU, and there is none here or device is cpu: choose bf16 or fp32")
     if config.precision == "fp16" and config.optimizer == "muon":
         raise ValueError("precision fp16 scales the loss for one optimizer, and muon brings two: choose bf16 or adamw")
+    if config.precision == "fp16" and (config.device == "cpu" or not (available["cuda"] or available["mps"])):
+        raise ValueError("precision fp16 needs a GPU, and there is none here or device is cpu: choose bf16 or fp32")
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision), cpu=config.device == "cpu" or not (available["cuda"] or available["mps"]),
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])

@@ -215,6 +215,16 @@ def test_an_imadarem_trains_mends_and_is_measured(run, shared, gate):
     assert figures["model_type"] == "imadarem" and 0 <= figures["ece_at_filled"] <= 1 and "ece_at_masked" not in figures
     assert run(f"train --model imadarem {gate} {MENDING} --checkpoint_name {name} --resume")[0] == 0
 
+def test_the_teachers_average_is_not_the_trainers():
+    from shimmer.tokenizers import WordTokenizer
+    options = cli.Train(model="imadarem", max_seq_len=8, hidden_size=16, num_heads=2)
+    assert cli.build_model(options, WordTokenizer.train(["a b"])).config.ema_decay == 0.995 != options.ema_decay
+
+def test_what_mending_has_no_use_for_is_refused(run, shared, refused):
+    assert run(f"train --model imadarem {MENDING} --checkpoint_name mends")[0] == 0
+    refused("generate --checkpoint checkpoints/mends --order random", "--order", "a model that mends")
+    refused("evaluate --checkpoint checkpoints/mends --order random", "--order", "a model that mends")
+
 def test_only_a_model_with_a_policy_mends(refused):
     refused("generate --checkpoint checkpoints/tiny --sampler mend", "sampler is mend", "a lira", "choose topk or remask")
     refused("train --gate", "--gate is set", "a lira")

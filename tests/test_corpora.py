@@ -300,3 +300,12 @@ def test_molecules_are_refused(tmp_path, monkeypatch):
     refused(FileNotFoundError, "SHIMMER_DATA.*moses/train.smi.gz", "moses")
     monkeypatch.setitem(sys.modules, "selfies", None)
     refused(ValueError, r"selfies.*pip install shimmer\[molecules\]", "moses")
+
+
+@pytest.mark.parametrize("slot, case, lines, named", [("rescue", "stuck", ("One.",), "lines"), ("trouble", "late", ("Too late.", "It was late."), "the cast's problems")])
+def test_a_story_whose_cases_do_not_fit_is_refused(slot, case, lines, named):
+    with pytest.raises(ValueError, match=named): Tales(story=STORY | {slot: STORY[slot] | {case: lines}})
+
+
+def test_a_hero_without_a_pronoun_is_refused():
+    with pytest.raises(ValueError, match="Zoe"): Tales(cast=CAST | {"hero": ("Lily", "Zoe")})

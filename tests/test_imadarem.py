@@ -47,7 +47,7 @@ def test_the_published_defaults():
     assert make().network.gate_head.bias.item() == 2.0
 
 
-@pytest.mark.parametrize("changes, named", [(dict(pad_token_id=3, mask_token_id=3), "mask_token_id"), (dict(eos_token_id=9, mask_token_id=9), "eos_token_id"), (dict(eos_token_id=7), "pad_token_id"), (dict(eos_token_id=12), "0..9"),
+@pytest.mark.parametrize("changes, named", [(dict(pad_token_id=3, mask_token_id=3), "mask_token_id"), (dict(eos_token_id=9, mask_token_id=9), "eos_token_id"), (dict(eos_token_id=7), "pad_token_id"), (dict(eos_token_id=12), "0..8"), (dict(pad_token_id=9), "0..8"), (dict(mask_token_id=10), "0..9"),
                                             (dict(max_refinement_steps=0), "max_refinement_steps"), (dict(stop_threshold=1.0), "stop_threshold"), (dict(gate_objective="hope"), "gate_objective"), (dict(sampling_temperature=-1.0), "sampling_temperature")])
 def test_what_cannot_be_built_is_refused(changes, named):
     with pytest.raises(ValueError, match=named): make(**changes)
@@ -111,8 +111,14 @@ def test_edited_canvases_hold_wrong_tokens_and_whole_rows_without():
     assert torch.equal(make(edited_share=0.0).corrupt(batch_of(ids), (0.5, 0.5)).canvas, ids.masked_fill(unknown.masked, V))
 
 
-def test_a_loss_is_the_mean_of_its_parts_rows():
-    model, batch = make(diversity_weight=0.0, edited_share=0.0).eval(), batch_of(random_ids(8))
+def test_the_first_reading_is_a_function_of_ids_and_noise():
+    model, batch = sharpen(make(dropout=0.5)).train(), batch_of(random_ids(8))
+    first, second = model.corrupt(batch, (0.5, 0.5)), model.corrupt(batch, (0.5, 0.5))
+    assert torch.equal(first.canvas, second.canvas) and torch.equal(first.guess, second.guess) and model.network.training
+
+
+def test_the_masked_part_of_a_loss_is_the_mean_of_its_parts():
+    model, batch = make(diversity_weight=0.0).eval(), batch_of(random_ids(8))
     whole, parts = model.loss(batch), [model.loss(Batch(batch.ids[i : i + 4], batch.noise[i : i + 4])) for i in (0, 4)]
     assert whole["token_loss"].item() == pytest.approx(sum(part["token_loss"].item() for part in parts) / 2, rel=1e-5)
 
@@ -154,9 +160,9 @@ def test_what_denoise_says(objective):
     canvas = random_ids(4).masked_fill(torch.rand(4, L, generator=torch.Generator().manual_seed(3)) < 0.5, V)
     logits, confidence, (guess, time) = model.denoise(canvas)
     visible = canvas != V
-    assert logits.shape == (4, L, V) and (logits[..., PAD] == -math.inf).sum() >= (~visible).sum() and 0 <= confidence.min() <= confidence.max() <= 1
+    assert logits.shape == (4, L, V) and (logits[..., PAD] == -math.inf).all() and 0 <= confidence.min() <= confidence.max() <= 1
+    assert (confidence[~visible] == 0).all() and torch.allclose(logits.exp().sum(-1), torch.ones(4, L))
     if objective != "supervised":
-        assert (confidence[~visible] == 0).all()
         assert torch.allclose(confidence[visible], logits.softmax(-1).gather(-1, canvas.clamp(max=V - 1)[..., None])[..., 0][visible], atol=1e-5)
     assert torch.allclose(time, visible.float().mean(1)) and torch.allclose(guess.sum(-1), torch.ones(4, L))
 
@@ -279,6 +285,12 @@ def test_behind_a_written_end_all_is_final():
     assert free.ids[0].tolist() == [4] * 6
 
 
+def test_an_end_that_was_there_is_not_one_that_was_written():
+    start = torch.tensor([[2, EOS, 5, 1]])
+    run = refine(Fixed([2, EOS, 5, 1], [1.0] * 4), start, RefineGate(), 3, given=torch.zeros(1, 4, dtype=torch.bool), eos_token_id=EOS)
+    assert torch.equal(run.ids, start)
+
+
 def test_a_given_end_freezes_nothing_and_given_tokens_stay():
     canvas = torch.tensor([[V, EOS, V, 5, V, V]])
     run = refine(Ending([1] * 6, [0.0] * 6), canvas, RefineGate(stop_threshold=0.0), 3, eos_token_id=EOS)
@@ -313,9 +325,20 @@ def test_auroc_by_counting_pairs(pairs):
     else: assert auroc(score, answer) == pytest.approx(((yes[:, None] > no).double() + (yes[:, None] == no).double() / 2).mean().item())
 
 
+class Knowing(Fixed):
+    "Writes one text, and holds a confidence of 0.9 in its own tokens and 0.1 in others."
+    def real_tokens(self, ids): return torch.ones_like(ids, dtype=torch.bool)
+    def denoise(self, ids, state=None): return super().denoise(ids)._replace(confidence=torch.where(ids == self.logits.argmax(-1), 0.9, 0.1))
+
+
 def test_fills_are_judged_where_they_were_filled():
-    doubt, wrong = judged_fills(make().eval(), random_ids(10), ratio=0.5)
-    assert doubt.shape == wrong.shape == (10 * L // 2,) and wrong.any() and 0 <= doubt.min() <= doubt.max() <= 1
+    texts = torch.tensor([[1, 2, 3, 4, 5, 6]]).repeat(50, 1)
+    texts[:, 2] = 0  # the model will write 3 here
+    doubt, wrong = judged_fills(Knowing([1, 2, 3, 4, 5, 6], [0.5] * 6), texts, ratio=0.5)
+    assert len(doubt) == len(wrong) == 150 and torch.allclose(doubt, torch.full((150,), 0.1))  # it believes in what it wrote
+    assert 5 < wrong.sum() < 50  # and is wrong where position 2 was hidden
+    model = make(dropout=0.5).train()
+    assert torch.equal(judged_fills(model, random_ids(10))[0], judged_fills(model, random_ids(10))[0]) and model.training
 
 
 def test_derived_noise_is_uniform_independent_and_a_function_of_each_row():
@@ -325,6 +348,10 @@ def test_derived_noise_is_uniform_independent_and_a_function_of_each_row():
     assert (torch.corrcoef(derived) - torch.eye(6)).abs().max() < 0.04
     for row in derived: assert (torch.histc(row, 16, 0, 1) - row.numel() / 16).abs().max() < 6 * math.sqrt(row.numel() / 16)
     assert torch.equal(derive_noise(noise[100:110], 2), derive_noise(noise, 2)[100:110])
+
+
+def test_auroc_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="one of each"): auroc(torch.ones(3), torch.ones(2, dtype=torch.bool))
 
 
 def test_waves_are_sines_then_cosines():

@@ -461,3 +461,8 @@ def test_the_same_text_on_a_gpu():
     here = generate_topk(model, [[0, 1], [2]], 6, seed=1)
     there = generate_topk(model.cuda(), [[0, 1], [2]], 6, seed=1)
     assert torch.equal(here.ids, there.ids) and there.ids.device.type == "cpu"
+
+
+@pytest.mark.parametrize("wrong, named", [(dict(given=torch.ones(2, 5, dtype=torch.bool)), "given has shape"), (dict(eos_token_id=99), "eos_token_id is 99")])
+def test_what_does_not_fit_the_canvas_is_refused(wrong, named):
+    with pytest.raises(ValueError, match=named): refine(sentences(), torch.full((1, 5), MASK), TopK(), 5, **wrong)
