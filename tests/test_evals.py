@@ -101,7 +101,7 @@ def test_chunk_trm(report):
     out, figures = report("chunk_trm")
     rows = {(row["group"], row["model"]): row for row in figures["results"]}
     main = {name: rows["main", name] for name in ("baseline", "one pass", "TRM", "TRM, deep supervision")}
-    assert all(row["teraflop"] == pytest.approx(4e-5, rel=0.15) and row["seeds"] == 2 and row["lowest seed"] <= row["nats per character"] <= row["highest seed"] for row in main.values())
+    assert all(abs(row["teraflop"] - 4e-5) <= 1.01 * row["teraflop"] / row["batches"] and row["seeds"] == 2 and row["lowest seed"] <= 1.0001 * row["nats per character"] <= 1.0002 * row["highest seed"] for row in main.values())
     assert main["TRM, deep supervision"]["updates"] == 4 * main["TRM, deep supervision"]["batches"] and main["TRM"]["updates"] == main["TRM"]["batches"] == rows["main", "one pass, as many batches as TRM"]["batches"]
     for name in ("one pass", "2 × 1"): assert rows["chunk size, whole chunks", f"{name}, chunks of 1"]["nats per character"] == rows["chunk size, one token kept", f"{name}, chunks of 1"]["nats per character"]
     assert all(0 < row["low"] <= row["nats per character"] <= row["high"] for row in figures["results"]) and all(math.isfinite(x) for row in figures["worth"].values() for x in row.values())
