@@ -58,6 +58,17 @@ RESULTS = [
     Row("Four stages in quarters, against the last stage alone", "nats a tale", "curriculum", *_ends("results", dict(curriculum="four stages, quarters"), value="against the last stage alone", low="difference low", high="difference high")),
     Row("LIRA against GPT with dropout after 4 epochs of short text", "bits per byte", "epochs", *_ends("results", dict(epochs=4, model="LIRA"), value="against GPT, dropout", low="difference low", high="difference high")),
     Row("LIRA against GPT with dropout after 100 epochs of short text, last weights", "bits per byte", "epochs", *_ends("results", dict(epochs=100, model="LIRA"), value="against GPT, dropout", low="difference low", high="difference high")),
+    Row("Imadarem as described, short tales entirely right", "", "gate", *_ends("results", dict(model="as described", way="own policy"), value="right"), form=PERCENT),
+    Row("Imadarem repaired, its gate in the likelihood, short tales entirely right", "", "gate", *_ends("results", dict(model="mixture", way="own policy"), value="right"), form=PERCENT),
+    Row("Imadarem repaired, without a gate, by a teacher's entropy and twice the passes, short tales entirely right", "", "gate", *_ends("results", dict(model="no gate", way="own policy"), value="right"), form=PERCENT),
+    Row("Wrong tokens told from right ones by the effective gate", "AUROC", "gate", ("known", "mixture", "AUROC"), form="{:.3f}"),
+    Row("Molecules: GPT, exactly", "nats a molecule", "gate", *_ends("molecule_likelihood", dict(model="GPT"), value="nats a molecule")),
+    Row("Molecules: LIRA at equal operations, at most", "nats a molecule", "gate", *_ends("molecule_likelihood", dict(model="LIRA"), value="nats a molecule")),
+    Row("Molecules: Imadarem at equal operations, at most", "nats a molecule", "gate", *_ends("molecule_likelihood", dict(model="Imadarem, gate"), value="nats a molecule")),
+    Row("Characters of Tiny Shakespeare: baseline of 108,480 parameters, exactly", "nats a character", "chunk_trm", *_ends("results", dict(group="main", model="baseline"), value="nats per character"), form="{:.3f}"),
+    Row("Characters of Tiny Shakespeare: chunk-TRM of the same size at equal operations, exactly", "nats a character", "chunk_trm", *_ends("results", dict(group="main", model="TRM"), value="nats per character"), form="{:.3f}"),
+    Row("Refinement against one pass at equal operations, chunks of 2", "nats a character", "chunk_trm", *_ends("worth", "learned positions: refinement (TRM against one pass), equal operations", value="value"), form="{:.3f}"),
+    Row("Deep supervision against one step at equal operations, chunks of 2", "nats a character", "chunk_trm", *_ends("worth", "learned positions: deep supervision against one step, equal operations", value="value"), form="{:.3f}"),
     Row("Query-key normalisation, against the plain block, one seed", "nats a tale", "lira_options", ("runs", dict(variant="qk_norm", seed=0), "against_plain"), ("runs", dict(variant="qk_norm", seed=0), "against_plain_standard_error"), ("±",)),
     Row("LIRA's perplexity as published: at 30% masked", "", "claims", ("perplexity", "LIRA, 30% masked")),
     Row("The same LIRA's perplexity by its bound, at most", "", "claims", ("perplexity", "LIRA, at most (NELBO)")),
@@ -156,7 +167,7 @@ class Architecture(NamedTuple):
 
 
 ASPECTS = ("attention", "what one call predicts", "training objective", "likelihood", "tokens a call", "can revise", "carried between calls")
-MEASURES = ("Tiny Shakespeare, bits per byte", "TinyStories, bits per byte", "tales, bits per byte", "tales right, temperature 1", "tokens a second")
+MEASURES = ("Tiny Shakespeare, bits per byte", "TinyStories, bits per byte", "tales, bits per byte", "tales right, temperature 1", "tokens a second", "Tiny Shakespeare, nats a character")
 
 
 def _compared(most, model, measure, way):
@@ -164,7 +175,7 @@ def _compared(most, model, measure, way):
     bits = lambda corpus: (f"{most}{{:.{3 if corpus == 'tales' else 2}f}}", "lira_vs_gpt", _versus(corpus, model, measure)[0])
     row = ("written", dict(corpus="tales", way=way, temperature=1.0))
     figures = (bits("tinyshakespeare"), bits("tinystories"), bits("tales"), ("{:.0%}", "lira_vs_gpt", (*row, "right")), ("{:,.0f}", "lira_vs_gpt", (*row, "tokens_per_second")))
-    return dict(zip(MEASURES, figures, strict=True))
+    return dict(zip(MEASURES, figures))
 
 
 ARCHITECTURES = [
@@ -172,8 +183,10 @@ ARCHITECTURES = [
     Architecture("BERT", "[@bert]", ("both ways", "the masked tokens", "masked cross-entropy at one ratio", "none: the objective is no bound", "not made to write", "no", "nothing")),
     Architecture("LLaDA", "[@llada]", ("both ways", "every masked token", "masked cross-entropy over all ratios, each weighted by 1/t: a bound", "a bound; exact along an order", "any number", "by re-masking", "nothing")),
     Architecture("LIRA", "[@lira], [chapter 03](03_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
-    Architecture("Imadarem", "[@imadarem; @imadaremv]", ("both ways, told the step", "every masked token, and a gate", "masked cross-entropy at ratios 1 − t/K", "a bound", "any number", "by entropy, or by its gate", "its last predictions, and the step"), otherwise="not yet"),
-    Architecture("TRM, in chunks", "[@trm], [@chunktrm]", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, after each refinement where it is supervised deeply", "of a chunk whose tokens are taken as independent", "a chunk", "inside a chunk, before it is written", "nothing; draft and latent inside a call"), otherwise="not yet"),
+    Architecture("Imadarem", "[@imadarem; @imadaremv], [chapter 09](09_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
+                 {"tales right, temperature 1": ("{:.0%}", "gate", ("tales", dict(model="mixture", way="one a call"), "right"))}),
+    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [chapter 10](10_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
+                 {"Tiny Shakespeare, nats a character": ("{:.2f}", "chunk_trm", ("results", dict(group="main", model="TRM"), "nats per character"))}),
 ]
 
 

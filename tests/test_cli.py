@@ -231,6 +231,21 @@ def test_only_a_model_with_a_policy_mends(refused):
     refused("train --model imadarem --num_refine_steps 2 --reinject", "--num_refine_steps and --reinject are set", "a imadarem")
 
 
+def test_a_chunk_trm_trains_writes_and_is_measured(run, shared):
+    line = f"train --model chunk_trm {GPT_SIZE.replace('--qk_norm', '')} --chunk_size 3 --n_refinements 2 --n_recursions 1 --supervision_steps 2 --rotary --keep_best --checkpoint_name chunks"
+    code, out, err = run(line)
+    assert (code, err) == (0, "") and "model       chunk_trm" in out and "validation  exactly" in out
+    held = json.loads((shared / "checkpoints/chunks/config.json").read_text())
+    assert (held["context_size"], held["chunk_size"], held["embed_dim"], held["supervision_steps"], held["rotary"]) == (ROOM - 3, 3, 16, 2, True)
+    written = run('generate --checkpoint checkpoints/chunks --prompt "Once upon a time" --num_samples 2 --gen_length 90 --top_k 5 --show')
+    assert written[0] == 0 and written[1].count("Once upon a time") >= 2
+    assert run("animate --checkpoint checkpoints/chunks --prompt Once --gen_length 4 --output chunks.html")[0] == 0
+    assert run("evaluate --checkpoint checkpoints/tiny_gpt checkpoints/chunks --num_texts 16 --num_ordered 4 --num_written 4 --output chunks.json")[0] == 0
+    figures = json.loads((shared / "chunks.json").read_text())
+    assert figures["checkpoints"][1]["likelihood"] == "exact" and "nll_nats_per_canvas" in figures["differences"][0]
+    assert run(line + " --resume")[0] == 0 and run("info --checkpoint checkpoints/chunks")[0] == 0
+
+
 def test_the_best_weights_are_said_to_be_kept(run, shared):
     code, out, _ = run(f"train --model gpt {GPT_SIZE} --lr 0.3 --stage_epochs 3 --validate_every 4 --keep_best --checkpoint_name early")
     log = [json.loads(line) for line in (shared / "checkpoints/early/log.jsonl").read_text().splitlines()]
@@ -245,6 +260,10 @@ def test_the_best_weights_are_said_to_be_kept(run, shared):
     ("train --model gpt --num_refine_steps 2 --mask_ratio 0.2 0.9", ["--num_refine_steps and --mask_ratio are set"]),
     ("train --model gpt --position_embedding", ["--position_embedding"]),
     ("train --model gpt --num_samples 100 --hidden_size 17", ["17"]),
+    ("train --chunk_size 4", ["--chunk_size is set", "a lira"]),
+    ("train --model gpt --n_recursions 2 --rotary", ["--n_recursions and --rotary are set"]),
+    ("train --model chunk_trm --qk_norm --mask_ratio 0.2 0.9", ["--mask_ratio", "--qk_norm"]),
+    ("train --model chunk_trm --num_samples 100 --max_seq_len 8 --chunk_size 8", ["a canvas is a context and a chunk"]),
     ("generate --checkpoint checkpoints/tiny --top_k 3", ["--top_k is set", "a lira"]),
     ("generate --checkpoint checkpoints/tiny_gpt --infill 'Lily ___ a ball.'", ["--infill", "a gpt"]),
     ("generate --checkpoint checkpoints/tiny_gpt --sampler remask --order random", ["--sampler and --order are set"]),

@@ -24,6 +24,8 @@ SMALL = dict(
     claims=dict(corpus_name="tales", num_samples=2400, tokenizer="word", vocab_size=None, max_seq_len=72, hidden_size=32, num_heads=2, lira_layers=1, gpt_layers=2, updates=150, batch_size=16, muon_lr=0.01, scored_texts=32, written_texts=5),
     gate=dict(short_updates=6, tales_updates=4, molecule_updates=4, seeds=[0, 1], hidden_size=16, num_layers=2, num_heads=2, refinement_steps=3, batch_size=4, compile_blocks=False, scored_texts=4, draws=2, judged_texts=4, written_molecules=8, gates=[0.1, 0.5], entropies=[0.1, 0.5]),
     epochs=dict(**TINY, corpus_name="OWN_TEXT", train_canvases=16, epochs=[1, 3], num_layers=1, max_seq_len=16, scored_canvases=8),
+    chunk_trm=dict(corpus_name="tales", stories_name="tales", stories_limit=200, words_limit=400, seeds=[0, 1], batch_size=4, main_teraflop=4e-5, rotary_teraflop=2e-5, side_teraflop=1e-5, halting_teraflop=2e-5, large_teraflop=3e-5, context_size=8, chunk_sizes=[1, 2, 4],
+                   shape=dict(embed_dim=16, n_layers=1, n_heads=2), large=dict(embed_dim=24, n_layers=2, n_heads=2), deep=[2, 2], side=[2, 1], grid=[[1, 1], [2, 1]], layer_counts=[1, 2], claim_updates=[20, 120], scored_pieces=6, scored_tail=8),
 )
 
 
@@ -124,6 +126,20 @@ def test_gate(report):
     assert held_out["writer"] == "held-out molecules" and held_out["molecules_valid"] == held_out["molecules_read_whole"] == 1 and all(row["molecules_written"] == 8 for row in figures["molecules"])
     assert {row["model"]: row["kind"] for row in figures["molecule_likelihood"]} == {"GPT": "exact", "LIRA": "bound", **{name: "bound" for name in ("Imadarem, gate", "Imadarem, entropy", "Imadarem as described")}}
     assert all(name in figures["summary"] for name in variants)
+
+
+def test_chunk_trm(report):
+    out, figures = report("chunk_trm")
+    rows = {(row["group"], row["model"]): row for row in figures["results"]}
+    main = {name: rows["main", name] for name in ("baseline", "one pass", "TRM", "TRM, deep supervision")}
+    assert all(abs(row["teraflop"] - 4e-5) <= 1.01 * row["teraflop"] / row["batches"] and row["seeds"] == 2 and row["lowest seed"] <= 1.0001 * row["nats per character"] <= 1.0002 * row["highest seed"] for row in main.values())
+    assert main["TRM, deep supervision"]["updates"] == 4 * main["TRM, deep supervision"]["batches"] and main["TRM"]["updates"] == main["TRM"]["batches"] == rows["main", "one pass, as many batches as TRM"]["batches"]
+    for name in ("one pass", "2 × 1"): assert rows["chunk size, whole chunks", f"{name}, chunks of 1"]["nats per character"] == rows["chunk size, one token kept", f"{name}, chunks of 1"]["nats per character"]
+    assert all(0 < row["low"] <= row["nats per character"] <= row["high"] for row in figures["results"]) and all(math.isfinite(x) for row in figures["worth"].values() for x in row.values())
+    assert figures["worth"]["learned positions: one pass against the baseline, equal operations"]["value"] == pytest.approx(main["one pass"]["nats per character"] - main["baseline"]["nats per character"])
+    assert [row["steps"] for row in figures["halting"]["fixed"]] == list(range(1, 9)) and all(1 <= row["steps"] <= 8 for row in figures["halting"]["adaptive"])
+    assert figures["claim"]["TRM, draft from the target"]["own table"] < 1.2 < figures["claim"]["baseline"]["one table"] < figures["claim"]["baseline"]["own table"]
+    assert len(list((out / "runs").glob("*.json"))) > 30
 
 
 def test_claims(report):
