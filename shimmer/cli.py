@@ -135,6 +135,7 @@ def imadarem(
     "An Imadarem of the size that the options ask for."
     from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel
     settings = {**same_names(ImplicitRefinementConfig, options), "vocab_size": tokenizer.vocab_size, "use_refine_gate": options.gate}
+    del settings["ema_decay"]  # the trainer's, of the weights that are kept; the teacher's is the config's own
     return ImplicitRefinementModel(ImplicitRefinementConfig(**settings), tokenizer)
 
 def gpt(
@@ -291,7 +292,7 @@ def train(
 ) -> None:
     "`shimmer train`."
     from shimmer.training import fit, restore_checkpoint
-    if options.model not in MODELS: raise ValueError(f"model {options.model!r} is unknown: choose {' or '.join(MODELS)}")
+    if options.model not in MODELS: raise ValueError(f"model {options.model!r} is unknown: choose {', '.join([*MODELS][:-1])} or {[*MODELS][-1]}")
     refuse_unused(options, NO_USE.get(options.model, ()), f"a {options.model}")
     directory = Path(options.checkpoint_dir) / (options.checkpoint_name or f"{options.model}_{Path(options.dataset).stem}")
     is_main = os.environ.get("RANK", "0") == "0"  # one process of several writes and prints
@@ -456,6 +457,7 @@ def write(
     sampler = ("mend" if hasattr(model, "policy") else "topk") if options.sampler == "auto" else options.sampler
     if sampler == "mend":
         if not hasattr(model, "policy"): raise ValueError(f"sampler is mend, and a {model.config.model_type} has no policy of its own for it: choose topk or remask, or take an imadarem")
+        refuse_unused(options, ("order", "schedule", "threshold", "remask_threshold"), "a model that mends")
         policy, steps = model.policy(), model.config.max_refinement_steps
     else: policy, steps = {"topk": (TopK(options.schedule, options.order), num_open), "remask": (Remasking(options.threshold, options.remask_threshold), 2 * num_open)}[sampler]
     return refine(model, canvas, policy, steps if options.num_steps is None else options.num_steps, options.temperature, options.seed, eos_token_id=tokenizer.eos_token_id)
@@ -690,7 +692,9 @@ def measure(
     if not options.checkpoint: raise ValueError("--checkpoint names 0 directories: give at least 1")
     for name in ("num_texts", "num_ordered", "draws", "num_written"):
         if getattr(options, name) < 1: raise ValueError(f"{name} is {getattr(options, name)}: give at least 1")
-    if all(hasattr(load_checkpoint(path)[0], "prefix_logits") for path in options.checkpoint): refuse_unused(options, ("draws", "order", "num_refine_steps"), "a model that reads in order")
+    models = [load_checkpoint(path)[0] for path in options.checkpoint]
+    if all(hasattr(model, "prefix_logits") for model in models): refuse_unused(options, ("draws", "order", "num_refine_steps"), "a model that reads in order")
+    if all(hasattr(model, "policy") for model in models): refuse_unused(options, ("order", "num_refine_steps"), "a model that mends")
     name, corpus = corpus_of(options)
     first, *others = [measure_one(name, corpus, replace(options, checkpoint=[path])) for path in options.checkpoint]
     return {"corpus": name, "seed": options.seed, "checkpoints": [m.figures for m in (first, *others)], "differences": [compare_with_first(first, other) for other in others]}

@@ -439,7 +439,7 @@ def test_usage_errors_are_exit_2_without_a_traceback(run, line):
 # --- refusals ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, parts", [
-    ("--model rnn", ["'rnn'", "choose lira, ", " or gpt"]),
+    ("--model rnn", ["'rnn'", "choose lira, ", " or chunk_trm"]),
     ("--corpus nosuch.txt", ["nosuch.txt"]),
     ("--corpus nosuch", ["'nosuch'", "tales"]),
     ("--corpus tinystories", ["tinystories", "SHIMMER_DATA"]),
