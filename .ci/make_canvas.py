@@ -79,7 +79,7 @@ FIGURES = {"nats_per_canvas": "nats a tale, at most", "bits_per_byte": "bits per
 def command(flags: dict) -> str:
     "The command line that a run's flags came from."
     left_out = ("checkpoint_dir", "checkpoint_name", "overwrite", "max_seq_len")  # where it lay, and what follows from the corpus
-    differing = [(f.name, flags[f.name]) for f in fields(cli.Train) if f.name not in left_out and flags[f.name] != json.loads(json.dumps(f.default))]
+    differing = [(f.name, flags[f.name]) for f in fields(cli.Train) if f.name not in left_out and flags.get(f.name, json.loads(json.dumps(f.default))) != json.loads(json.dumps(f.default))]
     return " ".join(["shimmer train"] + [f"--{name}" + ("" if value is True else f" {value}") for name, value in differing])
 
 
