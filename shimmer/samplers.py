@@ -186,7 +186,7 @@ def refine(
     ids = canvas.to(device, torch.int64, copy=True)
     pads = torch.zeros_like(ids, dtype=torch.bool) if pad_id is None else ids == pad_id
     if given is not None and given.shape not in (ids.shape, (1, ids.shape[1])): raise ValueError(f"given has shape {tuple(given.shape)}, the canvas {tuple(ids.shape)}: give one of the same shape, or a single row for all")
-    if eos_token_id is not None and not 0 <= eos_token_id < config.vocab_size: raise ValueError(f"eos_token_id is {eos_token_id}, the model writes 0 to {config.vocab_size - 1}: give the tokenizer's, or None")
+    if eos_token_id is not None and not 0 <= eos_token_id <= (top := max(config.vocab_size - 1, mask_id)): raise ValueError(f"eos_token_id is {eos_token_id}, the model knows 0 to {top}: give the tokenizer's, or None")
     given = (ids != mask_id if given is None else given.to(device)) | pads
     if (missing := given & (ids == mask_id)).any(): raise ValueError(f"{int(missing.sum())} given positions hold the mask token: given positions need a token")
     noise, num_masked = RowNoise(seed, ~pads), (ids == mask_id).sum(1)
