@@ -8,7 +8,7 @@ import yaml
 
 from book import NBS, ROOT, contents, notebooks, prose, read, references
 
-PROJECT_KEYS = {"type", "output-dir"}
+PROJECT_KEYS = {"type", "output-dir", "resources"}
 BOOK_KEYS = {"title", "subtitle", "description", "author", "repo-url", "repo-branch", "repo-subdir", "repo-actions", "search", "page-navigation", "chapters"}
 TOP_KEYS = {"project", "book", "bibliography", "link-citations", "execute", "format"}
 LINK = re.compile(r'(?:\]\(|(?:src|href)=")(?![a-z][a-z0-9+.-]*:|/)([^)"\s]+)')
