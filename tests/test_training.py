@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import shimmer.training as training
 from shimmer.layers import PretrainedModel
@@ -41,7 +42,7 @@ def make_model(seed=0, **options):
 
 def make_config(directory=None, **options):
     options = dict(batch_size=8, lr=1e-2, optimizer="muon", warmup_steps=3, ema_decay=0.9, log_every=4, validate_every=5, validation_texts=4,
-                   validation_draws=2, checkpoint_every=3, device="cpu", progress=False) | options
+                   validation_draws=2, checkpoint_every=3, device="cpu", precision="fp32", progress=False) | options
     return TrainConfig(checkpoint_dir=str(directory) if directory else None, **options)
 
 
@@ -405,6 +406,50 @@ def test_muon_moves_the_matrices_of_all_blocks_and_nothing_else():
     assert moved(muon) | moved(adamw) == set(names.values()) and not moved(muon) & moved(adamw)
 
 
+def muon_steps(kind, steps=3):
+    "A tall, a wide and a square matrix after some updates, and what the optimiser holds of them."
+    g = torch.Generator().manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape, generator=g)) for shape in ((12, 5), (5, 12), (8, 8))]
+    optimizer = kind(weights, lr=0.1, weight_decay=0.2)
+    for _ in range(steps):
+        for p in weights: p.grad = torch.randn(p.shape, generator=g)
+        optimizer.step()
+    return weights, optimizer.state_dict()["state"]
+
+
+def test_muon_is_pytorchs_where_bf16_is_native(monkeypatch):
+    monkeypatch.setattr(training, "native_precision", lambda device: "bf16")
+    for mine, theirs in zip(muon_steps(training.Muon)[0], muon_steps(torch.optim.Muon)[0]): assert mine.equal(theirs)
+
+
+def test_muon_in_fp32_takes_the_same_steps_and_multiplies_nothing_in_bf16(monkeypatch):
+    monkeypatch.setattr(training, "native_precision", lambda device: "fp32")
+    class NoHalves(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            assert not any(isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 for a in args), op
+            return op(*args, **(kwargs or {}))
+    with NoHalves(): mine, held = muon_steps(training.Muon)
+    theirs, kept = muon_steps(torch.optim.Muon)
+    for p, q in zip(mine, theirs): assert torch.allclose(p, q, atol=0.02)  # bf16 has two to three digits
+    for i in kept: assert held[i].keys() == kept[i].keys() and held[i]["momentum_buffer"].equal(kept[i]["momentum_buffer"])
+    group = training.Muon([nn.Parameter(torch.zeros(2, 2))], lr=0.1).param_groups[0]
+    for shape in ((7, 31), (31, 7), (9, 9)):
+        values = torch.linalg.svdvals(training.orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(1)), group))
+        assert 0.3 < values.min() and values.max() < 1.3
+
+
+def test_muon_leaves_alone_what_has_no_gradient_and_returns_what_the_closure_returns():
+    still, moved = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.eye(3))
+    optimizer = training.Muon([still, moved], lr=0.1)
+    def closure():
+        optimizer.zero_grad()
+        loss = (moved**2).sum()
+        loss.backward()
+        return loss
+    assert optimizer.step(closure).item() == 3.0
+    assert still.equal(torch.ones(3, 3)) and not moved.equal(torch.eye(3))
+
+
 def test_tied_and_frozen_weights_are_optimised_once_or_not_at_all():
     model = make_model(tie_embeddings=True)
     model.mask_embed.requires_grad_(False)
@@ -589,6 +634,33 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
 def test_half_precision_trains_and_keeps_whole_weights(corpus):
     result = fit(make_model(), corpus, STAGES, make_config(precision="bf16"))
     assert {p.dtype for p in result.model.parameters()} == {torch.float32} and math.isfinite(result.log[-1]["valid_nats"])
+
+
+@pytest.mark.parametrize("instructions, precision", [({"avx2": True, "avx512_f": True}, "fp32"), ({"avx2": True, "avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"),
+                                                     ({"neon": True, "bf16": True}, "fp32"), ({"sve_bf16": True}, "bf16"), ({}, "fp32")])
+def test_auto_takes_bf16_only_where_the_processor_multiplies_it(instructions, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    assert training.native_precision("cpu") == training.resolve_precision("auto", torch.device("cpu")) == precision
+    assert make_accelerator(TrainConfig(device="cpu")).mixed_precision == precision.replace("fp32", "no")
+    with training.autocast("cpu"): assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    assert training.resolve_precision("fp32", "cpu") == "fp32" and training.resolve_precision("bf16", "cpu") == "bf16"
+
+
+def test_auto_is_fp32_where_torch_cannot_say(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert training.native_precision("cpu") == "fp32" and training.native_precision("mps") == "fp32"
+
+
+@pytest.mark.parametrize("native, precision", [(True, "bf16"), (False, "fp32")])
+def test_auto_asks_a_gpu_for_more_than_emulation(native, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
+    assert training.native_precision("cuda:1") == precision
+
+
+def test_progress_says_what_is_trained_how_far_and_how_long_yet(corpus, capsys):
+    fit(make_model(), corpus, STAGES, make_config(progress=True))
+    told = capsys.readouterr().err.split("\r")[-1]
+    assert told.startswith("LatentCanvasModel, stage 2 of 2, two: 100% of 18 updates, ") and " left" in told
 
 
 def test_a_second_run_may_ask_for_another_precision():
