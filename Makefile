@@ -12,16 +12,19 @@ TWINS := $(patsubst nbs/%.ipynb,pct/%.py,$(wildcard nbs/*.ipynb) $(EVALS))
 # What the canvas that comes with the package is trained with: the quickstart's size and optimiser, four stages.
 CANVAS := --progressive --corpus tales --checkpoint_name tales --stage_epochs 1 --batch_size 32 \
 	--hidden_size 128 --num_layers 2 --num_heads 4 --num_refine_steps 2 --position_embedding --qk_norm \
-	--optimizer muon --muon_lr 0.0025 --lr 3e-3 --precision bf16 --compile
+	--optimizer muon --muon_lr 0.0025 --lr 3e-3 --compile
 
 # One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+# Jupyter's debugger warns of frozen modules at every kernel's start
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .PHONY: help demo test text sync reports bench docs pages guard wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
+demo: PARAMETERS := -p progress true
 demo: report-quickstart ## train, sample and score a small model in minutes: reports/quickstart.html
 	@$(PY) .ci/summary.py reports/quickstart/report.json
 	@echo "Notebook:    reports/quickstart.ipynb"
@@ -68,9 +71,7 @@ clean: ## remove what was made, except the environment, the text twins and the r
 	find nbs shimmer tests .ci -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 report-%: nbs/evals/%.ipynb $(STAMP)
-	@mkdir -p reports
-	$(PY) -m papermill --cwd . --kernel python3 $< reports/$*.ipynb
-	$(PY) -m nbconvert --log-level WARN --to html reports/$*.ipynb
+	@$(PY) .ci/run_report.py $* $(PARAMETERS)
 
 pct/%.py: nbs/%.ipynb | $(STAMP)
 	@mkdir -p $(@D)
@@ -79,6 +80,7 @@ pct/%.py: nbs/%.ipynb | $(STAMP)
 
 $(STAMP): constraints.txt setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; Shimmer needs 3.11 or newer: name one, as in make PYTHON=python3.12" % sys.version_info[:2])'
-	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Installing into .venv, once: some minutes, most of them for the download of PyTorch"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install -qq --disable-pip-version-check --root-user-action ignore -c constraints.txt -e '.[dev]'
 	@touch $@
