@@ -1,6 +1,6 @@
-"""Draw the book's pictures into nbs/images/: architectures and rooms as vectors, and a tale coming into being, as a player and on paper.
+"""Draw the book's pictures into nbs/images/: architectures and rooms as vectors, and tales coming into being, as a player and as a GIF.
 
-With --check nothing is written; it fails where a vector figure is not what this script draws. (The tale is not compared: a network's last digits differ between machines.)
+With --check nothing is written; it fails where a vector figure is not what this script draws. (Tales are not compared: a network's last digits differ between machines.)
 
 A picture has no background of its own: boxes are light with dark text and lines are of a middle grey, so that it reads on white paper and on a dark page."""
 import argparse
@@ -9,7 +9,6 @@ import filecmp
 import re
 import sys
 import tempfile
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +16,9 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
-from book import NBS, ROOT, read
+from book import NBS, ROOT
 
 IMAGES = NBS / "images"
 LINE, INK = "#808080", "#1d1d1f"
@@ -224,13 +223,13 @@ def imports() -> dict[str, set[str]]:
 
 
 def floors() -> dict[str, int]:
-    "The floor of each room, as the preface has it; ValueError where it is silent, or where a room imports from its own floor or above."
-    text = "\n".join(cell.source for cell in read(NBS / "index.ipynb").cells if cell.cell_type == "markdown")
+    "The floor of each room, as the page for contributors has it; ValueError where it is silent, or where a room imports from its own floor or above."
+    text = (NBS / "contributing.qmd").read_text(encoding="utf-8")
     found = {room: int(floor) for floor, rooms in re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE) for room in re.findall(r"`(\w+)`", rooms)}
     for room, others in imports().items():
-        if room not in found: raise ValueError(f"shimmer/{room}.py is on no floor: add it to the table of rooms in nbs/index.ipynb")
+        if room not in found: raise ValueError(f"shimmer/{room}.py is on no floor: add it to the table of modules in nbs/contributing.qmd")
         if wrong := [other for other in others if found.get(other, 0) >= found[room]]:
-            raise ValueError(f"shimmer/{room}.py on floor {found[room]} imports {', '.join(sorted(wrong))}, and a room imports only from floors below: move it up in the table of nbs/index.ipynb")
+            raise ValueError(f"shimmer/{room}.py on floor {found[room]} imports {', '.join(sorted(wrong))}, and a room imports only from floors below: move it up in the table of nbs/contributing.qmd")
     return {room: found[room] for room in imports()}
 
 
@@ -299,15 +298,48 @@ def draw(folder: Path) -> None:
 
 
 def tale(folder: Path) -> None:
-    "Write refinement.html and refinement.png: the canvas that comes with the package, telling a tale."
+    "Write refinement.html: the canvas that comes with the package, telling a tale."
     from shimmer.samplers import generate_topk
     from shimmer.training import load_checkpoint
-    from shimmer.trajectories import save_player, trajectory_strip
+    from shimmer.trajectories import save_player
     model, tokenizer = load_checkpoint("tales")
     told = generate_topk(model, [tokenizer.encode("Once upon a time")], eos_token_id=tokenizer.eos_token_id)
     save_player(told, tokenizer, folder / "refinement.html", title="A tale, call by call", seconds_per_step=0.2, overwrite=True)
-    trajectory_strip(told, tokenizer, every=8, width=11).savefig(picture := BytesIO(), dpi=100, bbox_inches="tight")
-    Image.open(picture).convert("RGB").quantize(64).save(folder / "refinement.png", optimize=True)
+
+
+def writing(folder: Path) -> None:
+    "Write writing.gif: one canvas tells a tale in twelve calls, and beside it one token a call, on one clock."
+    from shimmer.corpora import Tales
+    from shimmer.samplers import generate_topk
+    from shimmer.training import load_checkpoint
+    from shimmer.trajectories import INK, PAPER, save_gif
+    model, tokenizer = load_checkpoint("tales")
+    panels = []
+    with tempfile.TemporaryDirectory() as place:
+        for name, calls in (("twelve calls", 12), ("one token a call", None)):
+            told = generate_topk(model, [tokenizer.encode("Once upon a time")], num_steps=calls, temperature=0.7, eos_token_id=tokenizer.eos_token_id)
+            path = save_gif(told, tokenizer, Path(place) / f"{len(panels)}.gif", width=560)
+            frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(Image.open(path))]
+            verdict = Tales().check(told.texts(tokenizer)[0])
+            panels.append((name, frames, "a right tale" if verdict else f"not a tale: {verdict.reason}"))
+    title, plain = (ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / f"DejaVuSans{bold}.ttf"), 18) for bold in ("-Bold", ""))
+    wide, tall, top, foot = 560, max(frame.height for _, frames, _ in panels for frame in frames), 40, 40
+
+    def picture(n: int) -> Image.Image:
+        image = Image.new("RGB", (2 * wide + 20, top + tall + foot), PAPER)
+        draw = ImageDraw.Draw(image)
+        for k, (name, frames, verdict) in enumerate(panels):
+            left = k * (wide + 20)
+            image.paste(frames[min(n, len(frames) - 1)], (left, top))
+            draw.text((left + 18, 12), name, INK, title)
+            if n >= len(frames) - 1: draw.text((left + 18, top + tall + 6), verdict, INK, plain)
+        return image.resize((image.width * 5 // 8, image.height * 5 // 8), Image.Resampling.LANCZOS)
+
+    pictures = [picture(n) for n in range(max(len(frames) for _, frames, _ in panels))]
+    palette = pictures[len(panels[0][1]) // 2].quantize(32)  # one for all, so that a frame holds only what changes
+    pictures = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures]
+    times = [180] * (len(pictures) - 1) + [4000]
+    pictures[0].save(folder / "writing.gif", save_all=True, append_images=pictures[1:], duration=times, loop=0, optimize=True)
 
 
 def main(check: bool = False) -> int:
@@ -315,6 +347,7 @@ def main(check: bool = False) -> int:
     if not check:
         draw(IMAGES)
         tale(IMAGES)
+        writing(IMAGES)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder))

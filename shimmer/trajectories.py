@@ -4,24 +4,27 @@
 
 # %% auto #0
 __all__ = ['MASK', 'END', 'KINDS', 'AMBER', 'PAPER', 'INK', 'FAINT', 'STEP', 'STAGE', 'LOSS', 'BOUND', 'Cell', 'Frames',
-           'frames_of', 'trajectory_text', 'trajectory_table', 'HTML', 'trajectory_html', 'trajectory_player',
-           'save_player', 'save_gif', 'trajectory_strip', 'read_log', 'smooth', 'learning_curve']
+           'frames_of', 'trajectory_text', 'trajectory_table', 'HTML', 'trajectory_html', 'Quotation', 'quotation',
+           'trajectory_player', 'save_player', 'save_gif', 'trajectory_strip', 'read_log', 'smooth', 'learning_curve']
 
 # %% ../nbs/07_trajectories.ipynb #1b9b7783
 import html
 import json
 import math
 import os
+import re
 import textwrap
 import unicodedata
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageDraw, ImageFont
@@ -192,9 +195,10 @@ class HTML(str):
     def __repr__(self) -> str: return f"<{len(self)} characters of HTML>"
 
 _CSS = """
-.shimmer{color-scheme:light dark;--ink:#1d1d1f;--paper:#fff;--faint:#6b6b70;--line:#c9c9ce;--doubt:230 145 40;--most:.85;
-font:16px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:12px 14px;margin:8px 0;max-width:46rem;box-sizing:border-box}
-@media (prefers-color-scheme:dark){.shimmer{--ink:#ececf0;--paper:#17181b;--faint:#a2a2aa;--line:#46474d;--most:.6}}
+.shimmer,body.quarto-light .shimmer{color-scheme:light;--ink:#1d1d1f;--paper:#fff;--faint:#6b6b70;--line:#c9c9ce;--doubt:230 145 40;--most:.85}
+.shimmer{font:16px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:12px 14px;margin:8px 0;max-width:46rem;box-sizing:border-box}
+@media (prefers-color-scheme:dark){body:not(.quarto-light) .shimmer{color-scheme:dark;--ink:#ececf0;--paper:#17181b;--faint:#a2a2aa;--line:#46474d;--most:.6}}
+body.quarto-dark .shimmer{color-scheme:dark;--ink:#ececf0;--paper:#17181b;--faint:#a2a2aa;--line:#46474d;--most:.6}
 .shimmer *{box-sizing:border-box}
 .shimmer .word{white-space:nowrap}
 .shimmer .tok{display:inline-block;text-align:center;padding:0 2px;margin:1px 0;border-radius:3px;white-space:pre;border:1px solid transparent;color:var(--ink);
@@ -262,6 +266,49 @@ def trajectory_html(
     head = f'<div class="head">{html.escape(title)}</div>' if title else ""
     return HTML(f'<div class="shimmer"><style>{_CSS}</style>{head}<table><thead><tr><th class="n">call</th><th>canvas</th><th class="n">changes</th><th class="n">mean confidence</th></tr></thead>'
                 f'<tbody>{"".join(lines)}</tbody></table>{_KEY}<div class="key">stopped: {html.escape(frames.stop_reason)}</div></div>')
+
+# %% ../nbs/07_trajectories.ipynb #b37dc916
+_QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
+
+class Quotation:
+    "A text set as a quotation, the words that its verdict quotes marked; what `quotation` makes."
+    def __init__(
+        self,
+        text: str,
+        ok: bool | None,  # None: nobody judged it
+        reason: str,
+    ):
+        self.text, self.ok, self.reason = text, ok, reason
+        self.wrong = sorted({words for found in _QUOTED.findall(reason) for words in found if words.strip()}, key=len, reverse=True) if ok is False else []
+
+    @property
+    def pieces(self) -> list[tuple[str, bool]]:  # texts that make up the whole, and whether each is marked
+        "The text, cut where a mark begins or ends."
+        if not self.wrong: return [(self.text, False)] if self.text else []
+        found = re.split(r"(?<!\w)(" + "|".join(map(re.escape, self.wrong)) + r")(?!\w)", self.text)
+        return [(piece, i % 2 == 1) for i, piece in enumerate(found) if piece]
+
+    @property
+    def verdict(self) -> str:
+        "What stands under the text."
+        return "" if self.ok is None else "right" if self.ok else f"wrong: {self.reason}"
+
+    def _repr_html_(self) -> str:
+        marked = "".join(f'<mark style="color:inherit;background:rgb(230 145 40/.45);border-radius:3px;padding:0 2px">{html.escape(piece)}</mark>' if wrong else html.escape(piece) for piece, wrong in self.pieces)
+        under = f'<div style="font-size:.85em;opacity:.85">{html.escape(self.verdict)}</div>' if self.verdict else ""
+        return f'<blockquote style="max-width:46rem;overflow-wrap:anywhere"><div style="white-space:pre-line">{marked}</div>{under}</blockquote>'
+
+    def __repr__(self) -> str:
+        shown = "".join(f"»{piece}«" if wrong else piece for piece, wrong in self.pieces)
+        lines = [textwrap.fill(part, 74, break_long_words=False, break_on_hyphens=False) for part in (*shown.splitlines(), *([f"({self.verdict})"] if self.verdict else []))]
+        return textwrap.indent("\n".join(lines), "  ")
+
+def quotation(
+    text: str,
+    verdict: Any = None,  # true where the text is right, with a `reason` that quotes what is wrong, such as `Tales.check` returns; None where nobody judged it
+) -> Quotation:
+    "A text for a page or a terminal, wrapped, with what its verdict quotes marked."
+    return Quotation(text, None if verdict is None else bool(verdict), getattr(verdict, "reason", "") or "")
 
 # %% ../nbs/07_trajectories.ipynb #0dc1f421
 _PLAYER_CSS = """
@@ -373,6 +420,28 @@ def _new_file(path: str | Path, ending: str, overwrite: bool) -> Path:
     if path.is_dir() or path.exists() and not overwrite: raise FileExistsError(f"{path} exists: give another path, or overwrite=True")
     return path
 
+_PAGE_CSS = """
+body{margin:0;padding:8px;display:flex;justify-content:center}
+.shimmer{width:100%;margin:0}
+@media (prefers-color-scheme:dark){body:not(.framed){background:#17181b}}
+"""
+
+# In a frame of the book's own: as light or dark as the page around it, and as high as what is in it.
+_PAGE_JS = """
+(() => {
+  if (window.parent === window) return;
+  document.body.classList.add("framed");
+  let outer, frame;
+  try { outer = window.parent.document.body; frame = window.frameElement; } catch (error) { return; }
+  const follow = () => { for (const name of ["quarto-dark", "quarto-light"]) document.body.classList.toggle(name, outer.classList.contains(name)); };
+  const fit = () => { frame.style.height = document.body.offsetHeight + "px"; };
+  new MutationObserver(follow).observe(outer, {attributes: true, attributeFilter: ["class"]});
+  new ResizeObserver(fit).observe(document.body);
+  follow();
+  fit();
+})();
+"""
+
 def save_player(
     trajectory: Trajectory,
     tokenizer: Tokenizer,
@@ -384,8 +453,8 @@ def save_player(
 ) -> Path:
     "Write a player as a page of its own; FileExistsError, FileNotFoundError or ValueError if it can't be put there."
     path, player = _new_file(path, ".html", overwrite), trajectory_player(trajectory, tokenizer, row, title, seconds_per_step)
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-            f'<title>{html.escape(title or "trajectory")}</title><style>body{{margin:0;padding:8px;display:flex;justify-content:center}}.shimmer{{width:100%}}</style></head><body>{player}</body></html>\n')
+    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+            f'<title>{html.escape(title or "trajectory")}</title><style>{_PAGE_CSS}</style></head><body>{player}<script>{_PAGE_JS}</script></body></html>\n')
     aside = path.with_name(path.name + ".new")
     aside.write_text(page, encoding="utf-8", errors="replace")
     os.replace(aside, path)
@@ -484,7 +553,7 @@ def trajectory_strip(
     bands = next(bands for wide in range(sum(columns) // count, room + 1) if len(bands := _bands(columns, wide)) == count)  # of about one width
     tall = line * len(frames.calls)
     width = min(width, max(5.6, left + 0.05 + sign * max(sum(columns[i] for i in band) for band in bands)))
-    figure = Drawing(figsize=(width, len(bands) * (tall + 0.35) + foot + 0.05), layout="none")
+    figure = Drawing(figsize=(width, len(bands) * (tall + 0.35) + foot + 0.05), layout=PlaceHolderLayoutEngine(True, True))  # places of its own; with "none", saving once would bring back the style's
     for n, band in enumerate(bands):
         top = n * (tall + 0.35) + 0.05
         span = sum(columns[i] for i in band)

@@ -125,4 +125,17 @@ def test_the_player_of_the_front_page_is_small_and_needs_nothing_else():
     index = "\n".join(cell.source for cell in read(ROOT / "nbs" / "index.ipynb").cells)
     assert 'src="images/refinement.html"' in index and "Once" in page
     readme = (ROOT / "README.md").read_text()
-    assert "nbs/images/refinement.png" in readme and "iframe" not in readme and ":::" not in readme and "@fig-" not in readme
+    assert "nbs/images/writing.gif" in readme and "iframe" not in readme and ":::" not in readme and "@fig-" not in readme
+
+
+def test_the_gif_of_the_front_page_is_small_and_ends_with_both_panels_done():
+    from PIL import Image
+    path = IMAGES / "writing.gif"
+    assert path.stat().st_size < 400_000
+    with Image.open(path) as gif:
+        assert gif.n_frames > 40 and gif.width >= 700
+        frames = []
+        for n in (0, gif.n_frames - 1):
+            gif.seek(n)
+            frames.append(gif.convert("RGB"))
+    assert frames[0].tobytes() != frames[1].tobytes()

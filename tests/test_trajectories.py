@@ -11,10 +11,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from rich.console import Console
 
+from shimmer.corpora import Tales
 from shimmer.layers import Prediction
 from shimmer.samplers import Trajectory, generate_topk
 from shimmer.tokenizers import CharTokenizer
-from shimmer.trajectories import (END, KINDS, MASK, frames_of, learning_curve, read_log, save_gif, save_player, smooth, trajectory_html,
+from shimmer.trajectories import (END, KINDS, MASK, frames_of, learning_curve, quotation, read_log, save_gif, save_player, smooth, trajectory_html,
                                   trajectory_player, trajectory_strip, trajectory_table, trajectory_text)
 
 MASK_ID, PAD_ID, EOS_ID = 10, 8, 9
@@ -331,3 +332,80 @@ def test_logs_without_anything_to_draw_are_refused(tmp_path):
 def test_smoothing_stays_within_what_has_been_seen(values, weight):
     for n, mean in enumerate(smooth(values, weight)): assert min(values[: n + 1]) - 1e-9 <= mean <= max(values[: n + 1]) + 1e-9
     assert smooth(values, 0.0).tolist() == pytest.approx(values)
+
+
+# --- quotations ------------------------------------------------------------------------------------------------------
+
+class Visible(HTMLParser):
+    "The text of a page, and what of it is marked."
+    def __init__(self):
+        super().__init__()
+        self.text, self.marked, self.inside = "", [], False
+    def handle_starttag(self, tag, attributes):
+        self.inside = tag == "mark"
+        if self.inside: self.marked.append("")
+    def handle_endtag(self, tag): self.inside = False
+    def handle_data(self, data):
+        self.text += data
+        if self.inside: self.marked[-1] += data
+
+
+def visible(shown):
+    parser = Visible()
+    parser.feed(shown._repr_html_())
+    parser.close()
+    return parser
+
+
+@given(st.text(max_size=80), st.lists(st.text("ab'\"<& .", min_size=1, max_size=6), max_size=3))
+def test_a_quotation_is_the_text_whole_and_escaped(text, words):
+    shown = quotation(text, Wrong("x: " + ", ".join(map(repr, words))))
+    assert "".join(piece for piece, _ in shown.pieces) == text
+    page = visible(shown)
+    assert page.text == text + shown.verdict and "".join(page.marked) == "".join(piece for piece, wrong in shown.pieces if wrong)
+
+
+class Wrong:
+    def __init__(self, reason): self.reason = reason
+    def __bool__(self): return False
+
+
+def test_a_quotation_marks_whole_words_that_the_verdict_quotes():
+    tale = "Once upon a time, there was a boy named Lily. She had a toyboy."
+    shown = quotation(tale, Tales().check(tale))
+    assert shown.verdict.startswith("wrong: pronoun: 'boy'") and [piece for piece, wrong in shown.pieces if wrong] == ["boy"]
+    assert "a »boy« named" in repr(shown) and "»" not in repr(shown).split("named", 1)[1].split("(")[0]
+    unread = quotation("It rained. And snowed.", Wrong("opening: \"It rained.\" is none of its lines"))
+    assert [piece for piece, wrong in unread.pieces if wrong] == ["It rained."]
+
+
+def test_a_right_tale_says_so_and_an_unjudged_text_says_nothing():
+    tale = Tales().sample(1, seed=0)[0]
+    right = quotation(tale, Tales().check(tale))
+    assert right.verdict == "right" and "<mark" not in right._repr_html_() and repr(right).endswith("(right)")
+    assert quotation("It's 'so'.").verdict == "" and "<mark" not in quotation("It's 'so'.")._repr_html_() and quotation("").pieces == [] and repr(quotation("")) == ""
+    assert max(map(len, repr(right).splitlines())) <= 76 and "w" * 200 in repr(quotation("a " + "w" * 200))
+
+
+def test_a_page_in_a_frame_follows_the_page_around_it():
+    page = save_player_text()
+    assert "window.parent.document.body" in page and "quarto-dark" in page and "frame.style.height" in page and "try {" in page
+    assert "color-scheme\"" not in page  # a page that declares one is given an opaque ground inside a frame that doesn't
+    for light in ("body.quarto-light .shimmer", "body:not(.quarto-light) .shimmer", "body.quarto-dark .shimmer"): assert light in page
+
+
+def save_player_text():
+    import tempfile
+    from pathlib import Path
+    with tempfile.TemporaryDirectory() as folder:
+        told = trajectory([[[MASK_ID, 1]], [[2, 1]]], [[False, True]])
+        return save_player(told, WORDS, Path(folder) / "a.html").read_text()
+
+
+def test_a_strip_is_drawn_twice_without_a_warning(recwarn):
+    import matplotlib.pyplot as plt
+    told = trajectory([[[MASK_ID, 1]], [[2, 1]]], [[False, True]])
+    with plt.style.context("shimmer.book"):
+        strip = trajectory_strip(told, WORDS)
+        assert strip._repr_png_() == strip._repr_png_()
+    assert not [str(w.message) for w in recwarn if "layoutgrid" in str(w.message)]
