@@ -7,7 +7,7 @@ import re
 import tokenize
 from pathlib import Path
 
-from book import NBS, ROOT, source_url, title
+from book import NBS, ROOT, name, source_url
 
 API = NBS / "api"
 
@@ -41,18 +41,20 @@ def defined(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return [node.name]
     if isinstance(node, ast.AnnAssign): return [node.target.id] if isinstance(node.target, ast.Name) else []
     if not isinstance(node, ast.Assign): return []
-    return [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+    parts = [part for target in node.targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return [part.id for part in parts if isinstance(part, ast.Name)]  # a method put into a class names nothing
 
 
 def cell(text: str) -> str:
     "Text as markdown shows it unchanged, also in a table: outside code spans an @ is no citation, a bracket no link, a line no edge."
     pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(p.replace("|", "\\|") if p.startswith("`") else re.sub(r"([|@\[\]<*_$~^])", r"\\\1", p) for p in pieces)
+    return "".join(code_span(p.strip("`")) if p.startswith("`") else re.sub(r"([|@\[\]<*_$~^])", r"\\\1", p) for p in pieces)
 
 
 def code_span(text: str) -> str:
-    "Code in a cell of a table."
-    return "`" + text.replace("|", "\\|") + "`" if text else ""
+    "Code in a cell of a table; where it has a bar, as HTML, since in a table's code span a bar's backslash is shown."
+    if "|" not in text: return f"`{text}`" if text else ""
+    return "<code>" + "".join(f"&#{ord(c)};" if c in "|[]*_<>&$~^\\" else c for c in text) + "</code>"
 
 
 def rows(entries: list[tuple[str, str, str, str]]) -> str:
@@ -107,12 +109,18 @@ def signature(module: Module, name: str, function: ast.FunctionDef | None) -> st
     return one if len(one) <= 100 else f"{name}(\n    " + ",\n    ".join(parts) + ",\n)"
 
 
+def source_link(module: Module, node: ast.stmt) -> str:
+    "A link to the lines that define something, or, while the book is not published, where they are."
+    url = source_url(f"shimmer/{module.path.name}", node.lineno)
+    return f"[source]({url})" if url else f"Source: line {node.lineno}."
+
+
 def described(module: Module, level: str, name: str, node: ast.FunctionDef | ast.ClassDef, function: ast.FunctionDef | None, fields: list) -> str:
     "Heading, signature, description and parameters of a function or class."
     kind = "" if isinstance(node, ast.FunctionDef) else "class "
     doc = (ast.get_docstring(node) or "").strip()
     is_property = isinstance(node, ast.FunctionDef) and any("property" in module.code(d) for d in node.decorator_list)
-    link = f"[source]({source_url(f'shimmer/{module.path.name}', node.lineno)})"
+    link = source_link(module, node)
     parts = [f"{level} `{name}` {{#{name}}}", f"```python\n{kind}{name if is_property else signature(module, name, function)}\n```", f"{cell(doc)}{' ' if doc else ''}{link}"]
     entries = fields or (parameters(module, function) if function else [])
     if entries: parts.append(rows(entries))
@@ -138,7 +146,7 @@ def documented(module: Module, node: ast.stmt) -> str:
     value, says = module.code(node.value), module.comments.get(node.end_lineno, "")
     shown = value if len(value) <= 200 else value[:200].rsplit(" ", 1)[0] + " …"
     name = ", ".join(defined(node))
-    link = f"[source]({source_url(f'shimmer/{module.path.name}', node.lineno)})"
+    link = source_link(module, node)
     return f"## `{name}` {{#{defined(node)[0]}}}\n\n```python\n{name} = {shown}\n```\n\n{cell(says)}{' ' if says else ''}{link}"
 
 
@@ -153,8 +161,10 @@ def chapter_of(name: str) -> Path:
 def page(path: Path) -> str:
     "The page of one module."
     module, chapter = Module(path), chapter_of(path.stem)
+    url = source_url(f"shimmer/{path.name}")
+    source = f"[shimmer/{path.name}]({url})" if url else f"`shimmer/{path.name}`"
     about = (ast.get_docstring(module.tree) or "").strip()
-    opening = f"# shimmer.{path.stem} {{.unnumbered}}\n\n{cell(about)} Derived in chapter {chapter.name[:2]}, [{title(chapter)}](../{chapter.name}); the source is [shimmer/{path.name}]({source_url(f'shimmer/{path.name}')})."
+    opening = f"# shimmer.{path.stem} {{.unnumbered}}\n\n{cell(about)} Derived in chapter [{name(chapter)}](../{chapter.name}); the source is {source}."
     return "\n\n".join([opening, *(documented(module, node) for node in module.exported())]) + "\n"
 
 
