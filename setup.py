@@ -18,7 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],
-    url=cfg["git_url"],
+    url=cfg["git_url"] if cfg["published"] == "True" else None,
     license="MIT",
     license_files=["LICENSE"],
     keywords=cfg["keywords"].split(),

@@ -22,8 +22,14 @@ def settings() -> dict[str, str]:
     return dict(parser["DEFAULT"])
 
 
-def source_url(path: str, line: int | None = None) -> str:
-    "Where a file stands in the repository on the web."
+def published() -> bool:
+    "Whether settings.ini says that its git_url leads to this book; until then nothing links there or installs from there."
+    return settings()["published"] == "True"
+
+
+def source_url(path: str, line: int | None = None) -> str | None:
+    "Where a file stands in the repository on the web; None while it is not published."
+    if not published(): return None
     return f"{settings()['git_url']}/blob/{settings()['branch']}/{quote(path)}" + (f"#L{line}" if line else "")
 
 
@@ -32,15 +38,11 @@ def colab_url(path: str) -> str:
     return f"https://colab.research.google.com/github/{settings()['user']}/{settings()['repo']}/blob/{settings()['branch']}/{quote(path)}"
 
 
-def binder_url(path: str) -> str:
-    "Where Binder opens a notebook of the repository; the path counts from its root."
-    return f"https://mybinder.org/v2/gh/{settings()['user']}/{settings()['repo']}/{settings()['branch']}?labpath={quote(path, safe='')}"
-
-
 def contents() -> list[tuple[str, list[str]]]:
     "The parts of the book, each with its files, as _quarto.yml lists them; a file outside every part has a part without a name."
     book = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["book"]["chapters"]
-    return [(item["part"], item["chapters"]) if isinstance(item, dict) else ("", [item]) for item in book]
+    files = lambda chapters: [chapter["href"] if isinstance(chapter, dict) else chapter for chapter in chapters]
+    return [(item["part"], files(item["chapters"])) if isinstance(item, dict) and "part" in item else ("", files([item])) for item in book]
 
 
 def report(name: str) -> dict:
@@ -65,6 +67,11 @@ def title(path: Path) -> str:
     "The title of a notebook or page: its first heading."
     text = "\n".join(c.source for c in read(path).cells if c.cell_type == "markdown") if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
     return re.search(r"^# (.*?)\s*(\{.*\})?$", text, re.MULTILINE)[1]
+
+
+def name(path: Path) -> str:
+    "What a chapter or page is called where it is linked: its title without the number."
+    return re.sub(r"^\d\d ", "", title(path))
 
 
 def promise(path: Path) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import yaml
 
-from book import NBS, ROOT, contents, notebooks, prose, read, references
+from book import NBS, ROOT, contents, notebooks, prose, read, references, title
 
 PROJECT_KEYS = {"type", "output-dir", "resources"}
 BOOK_KEYS = {"title", "subtitle", "description", "author", "repo-url", "repo-branch", "repo-subdir", "repo-actions", "search", "page-navigation", "chapters"}
-TOP_KEYS = {"project", "book", "bibliography", "link-citations", "execute", "format"}
+TOP_KEYS = {"project", "book", "bibliography", "link-citations", "crossref", "execute", "format"}
 LINK = re.compile(r'(?:\]\(|(?:src|href)=")(?![a-z][a-z0-9+.-]*:|/)([^)"\s]+)')
 
 
@@ -43,6 +43,20 @@ def check_contents() -> list[str]:
     return problems + [f"{file} is in no chapter of _quarto.yml" for file in sorted(found - set(listed))]
 
 
+def check_names() -> list[str]:
+    "Chapters have their number in title and sidebar, and wherever else one is mentioned it is a link by its name."
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    shown = {item["href"]: item.get("text") for part in config["book"]["chapters"] if isinstance(part, dict) and "part" in part for item in part["chapters"] if isinstance(item, dict)}
+    problems = []
+    for path in sorted(NBS.glob("[0-9][0-9]_*.ipynb")):
+        if not title(path).startswith(f"{path.name[:2]} "): problems.append(f"{named(path)}: its title {title(path)!r} doesn't begin with its number")
+        if shown.get(path.name) != title(path): problems.append(f"_quarto.yml: the text of {path.name} is {shown.get(path.name)!r} and its title {title(path)!r}")
+    for path in (*notebooks(), *pages(), ROOT / "README.md"):
+        for found in re.findall(r"[Cc]hapters? \[?\d\d\b.{0,30}|\[\d\d\]\(.{0,30}", prose(markdown(path))):
+            problems.append(f"{named(path)}: {found!r} names a chapter by its number: link it by its name")
+    return problems
+
+
 def check_references() -> list[str]:
     "Every citation has an entry, every cross-reference a label, every label one place; every source is cited."
     problems, labels, uses = [], [], []
@@ -52,6 +66,7 @@ def check_references() -> list[str]:
         if path.suffix == ".ipynb":
             labels += re.findall(r"^#\|\s*label:\s*(\S+)", "\n".join(c.source for c in read(path).cells), re.MULTILINE)
     keys = set(references())
+    problems += [f"references.bib: {key} has no {field}" for key, entry in references().items() for field in ("title", "author", "year") if field not in entry]
     problems += [f"{name}: @{key} is neither in references.bib nor a label" for name, key in uses if key not in keys | set(labels)]
     problems += [f"references.bib has {key}, which nothing cites" for key in sorted(keys - {key for _, key in uses})]
     return problems + [f"the label {label} stands {n} times" for label, n in Counter(labels).items() if n > 1]
@@ -134,7 +149,7 @@ def check_chapters() -> list[str]:
     return problems
 
 
-CHECKS = (check_contents, check_references, check_figures, check_links, check_chapters)
+CHECKS = (check_contents, check_names, check_references, check_figures, check_links, check_chapters)
 
 
 def problems() -> list[str]:

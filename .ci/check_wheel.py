@@ -37,8 +37,8 @@ def needed(name, extras=("",)):
             if key not in seen and any(canonicalize_name(d.name) == key[0] for d in distributions()):
                 seen.add(key); needed(asked.name, ("", *asked.extras))
 seen = set()
-needed("shimmer")
-allowed = {name for name, _ in seen} | {"shimmer"}
+needed("shimmer-lm")
+allowed = {name for name, _ in seen} | {"shimmer-lm"}
 hidden = {module for module, of in packages_distributions().items() if not allowed & {canonicalize_name(d) for d in of}}
 class Hide:
     def find_spec(self, name, path=None, target=None):
@@ -60,7 +60,7 @@ def build(folder: Path) -> Path:
 
 def stray(wheel: Path) -> list[str]:
     "Files in the wheel that are neither the package's nor the wheel's own."
-    return [name for name in zipfile.ZipFile(wheel).namelist() if not name.startswith(("shimmer/", "shimmer-"))]
+    return [name for name in zipfile.ZipFile(wheel).namelist() if not name.startswith(("shimmer/", "shimmer_lm-"))]
 
 
 def here(wheel: Path, folder: Path) -> None:

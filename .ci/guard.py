@@ -7,17 +7,22 @@ import sys
 import nbformat
 from nbdev.clean import nbdev_clean
 
-from book import NBS, read, settings
+from book import NBS, published, read, settings
 
-GUARD = f"""#| hide
+
+def guard() -> str:
+    "The cell. While the book has no public address it says so, rather than install whatever stands there."
+    install = f"%pip install --quiet git+{settings()['git_url']}@{settings()['branch']}"
+    told = 'print("Shimmer has no public address yet: upload its folder, then run `%pip install FOLDER` with the path you put it at")'
+    return f'''#| hide
 if "google.colab" in str(get_ipython()):
-    %pip install --quiet git+{settings()['git_url']}@{settings()['branch']}"""
+    {install if published() else told}'''
 
 
 def guarded(nb) -> bool:
     "Whether the guard is the first code cell, and the only one that installs the library."
     code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
-    return code[:1] == [GUARD] and sum("google.colab" in source for source in code) == 1
+    return code[:1] == [guard()] and sum("google.colab" in source for source in code) == 1
 
 
 def chapters() -> list:
@@ -37,7 +42,7 @@ def main(check: bool = False) -> int:
         if check: continue
         nb = read(NBS / name)
         nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and "google.colab" in c.source)]
-        nb.cells.insert(1, nbformat.v4.new_code_cell(GUARD))
+        nb.cells.insert(1, nbformat.v4.new_code_cell(guard()))
         nbformat.write(nb, NBS / name)
         nbdev_clean.__wrapped__(str(NBS / name))
     return 1 if check and left else 0

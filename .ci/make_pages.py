@@ -1,31 +1,34 @@
-"""Write what is made of something else: blocks of the preface, the pages of claims, architectures and the library, and
-CONTRIBUTING.md, which GitHub looks for; --check compares.
+"""Write what is made of something else: blocks of the preface and of the reports, the pages of results, claims, architectures and
+the library, and CONTRIBUTING.md, which GitHub looks for; --check compares.
 
-A block is a markdown cell of nbs/index.ipynb, or a stretch of a .qmd page, that begins with `<!-- made: NAME -->`. In a page it
+A block is a markdown cell of nbs/index.ipynb or of a report, or a stretch of a .qmd page, that begins with `<!-- made: NAME -->`. In a page it
 ends with `<!-- end -->`."""
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import yaml
 
-from book import NBS, ROOT, read, report, settings
+from book import NBS, ROOT, published, read, report, settings
 from make_api import API, pages
 from make_readme import for_root
 from summary import summary
-from tables import architectures_table, claims_page, map_table, measured_table, results_table
+from findings import FINDINGS, six, verdict
+from tables import architectures_table, claims_page, map_table, measured_table, reports_table, results_table
 
-INDEX = NBS / "index.ipynb"
 MADE = re.compile(r"<!-- made: (\w+) -->")
-PAGES = ("claims.qmd", "architectures.qmd")
+FILLED = (NBS / "index.ipynb", *sorted((NBS / "evals").glob("*.ipynb")))
+PAGES = ("claims.qmd", "architectures.qmd", "results.qmd")
 
 
 def citation() -> str:
     "How to cite the book, from CITATION.cff."
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    fields = dict(title=cff["title"], author=" and ".join(a["name"] for a in cff["authors"]), year=settings()["copyright"][:4], version=cff["version"], url=cff["repository-code"])
+    fields = dict(title=cff["title"], author=" and ".join(a["name"] for a in cff["authors"]), year=settings()["copyright"][:4], version=cff["version"])
+    if published(): fields["url"] = settings()["git_url"]
     return "```bibtex\n@software{shimmer,\n" + ",\n".join(f"  {name:7} = {{{value}}}" for name, value in fields.items()) + "\n}\n```"
 
 
@@ -34,7 +37,7 @@ def demo() -> str:
     return f"```text\n{summary(report('quickstart'))}\n```"
 
 
-BLOCKS = {"demo": demo, "results": results_table, "map": map_table, "citation": citation, "claims": claims_page, "architectures": architectures_table, "measured": measured_table}
+BLOCKS = {**{f"verdict_{name}": partial(verdict, name) for name in FINDINGS}, "six": six, "demo": demo, "results": results_table, "reports": reports_table, "map": map_table, "citation": citation, "claims": claims_page, "architectures": architectures_table, "measured": measured_table}
 
 
 def block(name: str) -> str:
@@ -71,10 +74,11 @@ def made() -> dict[Path, str]:
 
 def main(check: bool = False) -> int:
     "Write what differs, or only say so; return 1 where something is out of step and was not written."
-    stale, index = [], read(INDEX)
-    if fill(index):
-        stale.append(INDEX)
-        if not check: nbformat.write(index, INDEX)
+    stale = []
+    for path in FILLED:
+        if fill(nb := read(path)):
+            stale.append(path)
+            if not check: nbformat.write(nb, path)
     texts = made()
     for path, text in texts.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:

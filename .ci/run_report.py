@@ -22,8 +22,8 @@ class Teller:
         self.stream, self.every, self.last = stream, every, 0.0
 
     def write(self, text: str) -> None:
-        if not self.stream.isatty() and text.startswith("\r"):
-            if time.monotonic() - self.last < self.every: return
+        if not self.stream.isatty() and (text.startswith("\r") or not text.strip()):
+            if not text.strip() or time.monotonic() - self.last < self.every: return
             self.last, text = time.monotonic(), text.strip("\r\n") + "\n"
         self.stream.write(text)
         self.stream.flush()

@@ -9,7 +9,7 @@ def summary(report: dict) -> str:
     best = max(report["samplers"], key=lambda way: report["samplers"][way]["right"])
     ways = {way: report["samplers"][way]["right"] for way in (best, "random order, one a call", "surest first, 20 calls")}
     return "\n".join([
-        f"{report['parameters']:,} parameters, {report['updates']:,} updates in {report['training_seconds']:.0f} s on {report['threads']} threads ({report['device']})",
+        f"{report['parameters']:,} parameters, {report['updates']:,} updates in {report['training_seconds']:.0f} s on {report['threads']} threads ({report['device']}, {report['precision']})",
         f"nats a tale:      at most {report['nelbo']:.2f}, where the entropy is {report['entropy']:.2f}",
         f"above the truth:  {report['gap_to_truth']:.2f} ± {report['gap_standard_error']:.2f} nats a tale",
         "entirely right:   " + "; ".join(f"{right:.1%} {way}" for way, right in ways.items()),

@@ -56,19 +56,21 @@ def sync(twin: Path, named: bool, run: bool) -> bool:
     if old:
         new = combine_inputs_with_outputs(new, old, "py:percent")
     new.metadata.pop("jupytext", None)
-    fill(new)
+    changed = run or not old or code(old) != code(new)
+    runs = changed and (named or not is_eval)
+    if not (is_eval and runs): fill(new)  # a report that is about to be made opens with its own figures
     if old and cells(old) == cells(new) and not run:
         return False
     if old and not named and twin.stat().st_mtime < path.stat().st_mtime:
         print(f"{name}: the notebook is newer than its twin, left alone (make text takes its text, make sync NB={name} overwrites it)")
         return False
-    changed = run or not old or code(old) != code(new)
-    if changed and (named or not is_eval):
+    if runs:
         print(f"{name}: running", flush=True)
         cwd = ROOT if is_eval else path.parent
-        NotebookClient(new, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(cwd)}}).execute()
+        NotebookClient(new, timeout=None, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(cwd)}}).execute()
         if is_eval:
             keep_report(name.name)
+            fill(new)
     elif changed:
         print(f"{name}: written, not run; its outputs may be old (make sync NB={name} RUN=1 runs it)")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,10 @@ A figure is named by its report and a path into the report's JSON and is never t
 an architecture's `measured`; a path that leads nowhere, or a report that is missing, is an error."""
 import os
 import re
+from statistics import mean
 from typing import NamedTuple
 
-from book import NBS, binder_url, colab_url, contents, promise, report, title
+from book import NBS, colab_url, contents, name, promise, published, report, title
 
 VERDICTS = {
     "false": "what is said is not so",
@@ -24,7 +25,7 @@ class Row(NamedTuple):
     what: str  # what was measured, in words
     unit: str
     report: str  # nbs/evals/results/<report>.json
-    path: tuple  # into the JSON: a key, or the fields that single out one row of a list
+    path: tuple  # into the JSON: a key, the fields that single out one row of a list, or a function of what was reached
     low: tuple = ()  # where the 95% interval begins and ends, as the path does; or only `low`, a standard error, with high = ("±",)
     high: tuple = ()
     form: str = "{:.2f}"
@@ -39,6 +40,14 @@ def _versus(corpus, model, measure):
 def _ends(*row, value, low="low", high="high"):
     "A value and its interval that stand side by side in one row of a report."
     return (*row, value), (*row, low), (*row, high)
+
+
+def _lowest(model):
+    "Of a report's runs, the lowest validation of a model on the way: the mean over seeds, at the number of epochs where it is lowest."
+    def lowest(runs):
+        lengths = {run["epochs"] for run in runs}
+        return min(mean(run["best on the way"] for run in runs if (run["model"], run["epochs"]) == (model, n)) for n in lengths)
+    return lowest
 
 
 LIRA, GPT = ("LIRA", "NELBO"), ("GPT, equal operations", "exact")
@@ -57,9 +66,12 @@ RESULTS = [
     Row("Eight refinements at equal operations, above the truth", "nats a tale", "refinement_steps", *_ends("results", dict(model="K = 8, equal operations"), value="above the truth")),
     Row("Four stages in quarters, against the last stage alone", "nats a tale", "curriculum", *_ends("results", dict(curriculum="four stages, quarters"), value="against the last stage alone", low="difference low", high="difference high")),
     Row("LIRA against GPT with dropout after 4 epochs of short text", "bits per byte", "epochs", *_ends("results", dict(epochs=4, model="LIRA"), value="against GPT, dropout", low="difference low", high="difference high")),
-    Row("LIRA against GPT with dropout after 100 epochs of short text, last weights", "bits per byte", "epochs", *_ends("results", dict(epochs=100, model="LIRA"), value="against GPT, dropout", low="difference low", high="difference high")),
+    Row("Short text, early-stopped: GPT with dropout at its lowest validation", "nats a character", "epochs", ("runs", _lowest("GPT, dropout")), form="{:.3f}"),
+    Row("Short text, early-stopped: LIRA at its lowest validation, at most", "nats a character", "epochs", ("runs", _lowest("LIRA")), form="{:.3f}"),
     Row("Imadarem as described, short tales entirely right", "", "gate", *_ends("results", dict(model="as described", way="own policy"), value="right"), form=PERCENT),
     Row("Imadarem repaired, its gate in the likelihood, short tales entirely right", "", "gate", *_ends("results", dict(model="mixture", way="own policy"), value="right"), form=PERCENT),
+    Row("Imadarem as described, by keep-the-best in as many calls, short tales entirely right", "", "gate", *_ends("results", dict(model="as described", way="keep the best"), value="right"), form=PERCENT),
+    Row("Imadarem repaired, by keep-the-best in as many calls, short tales entirely right", "", "gate", *_ends("results", dict(model="mixture", way="keep the best"), value="right"), form=PERCENT),
     Row("Imadarem repaired, without a gate, by a teacher's entropy and twice the passes, short tales entirely right", "", "gate", *_ends("results", dict(model="no gate", way="own policy"), value="right"), form=PERCENT),
     Row("Wrong tokens told from right ones by the effective gate", "AUROC", "gate", ("known", "mixture", "AUROC"), form="{:.3f}"),
     Row("Molecules: GPT, exactly", "nats a molecule", "gate", *_ends("molecule_likelihood", dict(model="GPT"), value="nats a molecule")),
@@ -82,7 +94,9 @@ def find(name: str, path: tuple):
     value = report(name)
     for depth, step in enumerate(path):
         shown = f"nbs/evals/results/{name}.json has no {' → '.join(map(str, path[: depth + 1]))}: the report has changed, so change .ci/tables.py to what it says now"
-        if isinstance(step, dict):
+        if callable(step):
+            value = step(value)
+        elif isinstance(step, dict):
             rows = [row for row in value if all(row.get(k) == v for k, v in step.items())] if isinstance(value, list) else []
             if len(rows) != 1:
                 raise ValueError(f"{shown} ({len(rows)} rows fit where one must)")
@@ -118,22 +132,43 @@ def results_table() -> str:
     return table(["measured", "figure", "report", "date", "commit"], rows)
 
 
+IN_SHORT = {  # a chapter in eight words at most, for the map
+    "00_corpora.ipynb": "A world of stories whose probabilities are known",
+    "01_tokenizers.ipynb": "Texts become ids, and ids become canvases",
+    "02_layers.ipynb": "Rotary positions, attention, SwiGLU, blocks, saving, loading",
+    "03_lira.ipynb": "A latent canvas, refined by one block",
+    "04_corruption.ipynb": "Hiding tokens so that the loss bounds likelihood",
+    "05_training.ipynb": "One trainer, stages as data, exact resuming",
+    "06_samplers.ipynb": "One loop, and policies that fill the canvas",
+    "07_trajectories.ipynb": "Watch a canvas fill, call by call",
+    "08_gpt.ipynb": "The baseline that refinement has to beat",
+    "09_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
+    "10_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
+    "11_likelihood.ipynb": "Bounds and exact likelihoods, tested against truth",
+    "12_metrics.ipynb": "What counting texts can tell, and cannot",
+    "13_cli.ipynb": "Train, write, measure and draw from a terminal",
+}
+
+
 def map_table() -> str:
-    "The chapters and evaluations by part, with what each promises and where it can be opened."
-    rows = []
-    for part, files in contents():
-        for file in files:
-            if file.endswith(".ipynb") and file != "index.ipynb":
-                number = f"{file[:2]} " if file[:2].isdigit() else ""
-                run = f"[Colab]({colab_url(f'nbs/{file}')}) · [Binder]({binder_url(f'nbs/{file}')})" if number else ""
-                rows.append([part, f"[{number}{title(NBS / file)}]({file})", promise(NBS / file), run])
-                part = ""
-    return table(["part", "chapter", "what it promises", "open"], rows)
+    "The chapters, each in eight words, and where it can be opened; ValueError for a chapter without its words or with too many."
+    chapters = [file for _, files in contents() for file in files if file[:2].isdigit()]
+    for file in chapters:
+        if not 1 <= len(IN_SHORT.get(file, "").split()) <= 8:
+            raise ValueError(f"the map says {IN_SHORT.get(file, '')!r} of {file}: give it one to eight words in IN_SHORT of .ci/tables.py")
+    rows = [[file[:2], f"[{name(NBS / file)}]({file})", IN_SHORT[file], f"[open]({colab_url(f'nbs/{file}')})"] for file in chapters]
+    if published(): return table(["", "chapter", "in eight words", "Colab"], rows)
+    return table(["", "chapter", "in eight words"], [row[:3] for row in rows]) + "\n\nIn a clone, `.venv/bin/jupyter lab nbs` opens them. Links to Colab appear here once the book has a public address."
+
+
+def reports_table() -> str:
+    "The evaluations, each with what it promises."
+    files = [file for _, files in contents() for file in files if file.startswith("evals/")]
+    return table(["report", "what it asks"], [[f"[{title(NBS / file)}]({file})", promise(NBS / file)] for file in files])
 
 
 def near(text: str, folder: str = "evals") -> str:
-    "Markdown with links that count from a folder of nbs/ and call chapters by number, as it must read in nbs/ itself."
-    text = re.sub(r"\[(\d\d)\]\(", r"[chapter \1](", text)
+    "Markdown with links that count from a folder of nbs/, as it must read in nbs/ itself."
     return re.sub(r"\]\((?![a-z]+:|#)([^)#]+)", lambda m: f"]({os.path.normpath(os.path.join(folder, m[1]))}", text)
 
 
@@ -150,7 +185,7 @@ def claims_page() -> str:
             raise ValueError(f"the claim {row['claim']!r} has the verdict {row.get('verdict')!r}: give it one of {', '.join(VERDICTS)} in nbs/evals/claims.ipynb and run that notebook")
     for number, row in enumerate(rows, 1):
         parts = [f"## {number}. {sentence(row['claim'])} {{#claim-{number}}}", f"{row['source']} · **{row['verdict']}**"]
-        parts += [f"- **{name}**: {row[key]}" for name, key in (("As published", "published"), ("Obtained the same way", "reproduced"), ("Why", "cause"), ("Measured fairly", "fair"))]
+        parts += [f"- **{name}**: {near(row[key])}" for name, key in (("As published", "published"), ("Obtained the same way", "reproduced"), ("Why", "cause"), ("Measured fairly", "fair"))]
         sections.append("\n\n".join([*parts[:2], "\n".join(parts[2:]), f"Proved in {near(row['where'])} and [the claims notebook](evals/claims.ipynb)."]))
     short = table(["source", "claim", "verdict"], [[row["source"], f"[{row['claim']}](#claim-{n})", row["verdict"]] for n, row in enumerate(rows, 1)])
     words = "\n".join(f"- **{word}**: {meaning}." for word, meaning in VERDICTS.items() if word in {row["verdict"] for row in rows})
@@ -179,13 +214,13 @@ def _compared(most, model, measure, way):
 
 
 ARCHITECTURES = [
-    Architecture("GPT", "[@gpt], [chapter 08](08_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
+    Architecture("GPT", "[@gpt], [A fair rival: GPT](08_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
     Architecture("BERT", "[@bert]", ("both ways", "the masked tokens", "masked cross-entropy at one ratio", "none: the objective is no bound", "not made to write", "no", "nothing")),
     Architecture("LLaDA", "[@llada]", ("both ways", "every masked token", "masked cross-entropy over all ratios, each weighted by 1/t: a bound", "a bound; exact along an order", "any number", "by re-masking", "nothing")),
-    Architecture("LIRA", "[@lira], [chapter 03](03_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
-    Architecture("Imadarem", "[@imadarem; @imadaremv], [chapter 09](09_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
+    Architecture("LIRA", "[@lira], [LIRA](03_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
+    Architecture("Imadarem", "[@imadarem; @imadaremv], [Imadarem and its gate](09_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
                  {"tales right, temperature 1": ("{:.0%}", "gate", ("tales", dict(model="mixture", way="one a call"), "right"))}),
-    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [chapter 10](10_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
+    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [Chunks that are refined](10_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
                  {"Tiny Shakespeare, nats a character": ("{:.2f}", "chunk_trm", ("results", dict(group="main", model="TRM"), "nats per character"))}),
 ]
 

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['HABITS', 'OTHERWISE', 'VOCAB_SIZE', 'MODELS', 'OF_LIRA', 'OF_IMADAREM', 'OF_MASKS', 'OF_CHUNK_TRM', 'NO_USE', 'FLAGS',
-           'BLANK', 'NO_TEXTS', 'WRITING_NO_USE', 'AT_ONCE', 'INTERVAL', 'COMMANDS', 'Habits', 'Train', 'same_names',
-           'lira', 'imadarem', 'gpt', 'chunk_trm', 'refuse_unused', 'build_model', 'stages_of', 'pick_device',
-           'train_config', 'check_place', 'read_json', 'check_same_model', 'scored_bytes', 'prepare', 'train',
-           'report_training', 'Sampling', 'load', 'known', 'encode', 'blanks', 'canvas_of', 'write_in_order', 'write',
-           'Generate', 'generate', 'terminal', 'aside', 'Animate', 'new_file', 'animate', 'Evaluate', 'corpus_of',
-           'scored_canvases', 'likelihoods', 'interval', 'confidence_figures', 'written_texts', 'Measured',
+           'BLANK', 'NO_TEXTS', 'WRITING_NO_USE', 'AT_ONCE', 'INTERVAL', 'PRESETS', 'COMMANDS', 'Habits', 'Train',
+           'same_names', 'lira', 'imadarem', 'gpt', 'chunk_trm', 'refuse_unused', 'build_model', 'stages_of',
+           'pick_device', 'train_config', 'check_place', 'read_json', 'check_same_model', 'scored_bytes', 'prepare',
+           'train', 'report_training', 'Sampling', 'load', 'known', 'encode', 'blanks', 'canvas_of', 'write_in_order',
+           'write', 'Generate', 'generate', 'terminal', 'aside', 'Animate', 'new_file', 'animate', 'Evaluate',
+           'corpus_of', 'scored_canvases', 'likelihoods', 'interval', 'confidence_figures', 'written_texts', 'Measured',
            'measure_one', 'compare_with_first', 'measure', 'show_value', 'print_table', 'with_intervals', 'evaluate',
-           'Info', 'info', 'describe', 'is_refusal', 'main']
+           'Info', 'info', 'describe', 'with_preset', 'is_refusal', 'main']
 
 # %% ../nbs/13_cli.ipynb #f58b987e
 import json
@@ -47,6 +47,7 @@ VOCAB_SIZE = 10_000  # ids of a learned vocabulary, where none is asked for
 class Train:
     "Train a model on a corpus and keep it as a checkpoint."
     model: str = "lira"  # kind of model: lira, which refines a canvas, imadarem, which writes all of it and mends it, gpt, which appends tokens, or chunk_trm, which appends chunks of refined tokens
+    preset: Literal["small"] | None = None  # a set of flags, each of which may still be given: small is a model of half a million parameters that learns some hundred kilobytes in minutes
     dataset: Annotated[str, tyro.conf.arg(aliases=["--corpus"])] = "tales"  # tales, tinystories, tinyshakespeare, moses, a .txt, .jsonl or .parquet file, or a hub dataset
     num_samples: int | None = None  # training texts read (characters, of one long text); all where None
     tokenizer: Literal["auto", "word", "char", "selfies", "unigram", "bpe"] = "auto"  # auto: word for tales, char for tinyshakespeare, selfies for moses, unigram for the rest
@@ -95,7 +96,7 @@ class Train:
 
     device: Literal["cpu", "cuda", "mps"] | None = None  # the best there is where None
     gpu: int | None = None  # number of the CUDA device
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the matrix products
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the matrix products; auto: bf16 where the device multiplies it natively, fp32 elsewhere
     fp16: bool = False  # the same as --precision fp16
     compile: bool = False  # torch.compile the model's blocks
 
@@ -291,7 +292,7 @@ def train(
     options: Train,
 ) -> None:
     "`shimmer train`."
-    from shimmer.training import fit, restore_checkpoint
+    from shimmer.training import fit, resolve_precision, restore_checkpoint
     if options.model not in MODELS: raise ValueError(f"model {options.model!r} is unknown: choose {', '.join([*MODELS][:-1])} or {[*MODELS][-1]}")
     refuse_unused(options, NO_USE.get(options.model, ()), f"a {options.model}")
     directory = Path(options.checkpoint_dir) / (options.checkpoint_name or f"{options.model}_{Path(options.dataset).stem}")
@@ -304,7 +305,7 @@ def train(
     if is_main:
         print(f"corpus      {options.dataset}: {len(encoded.train):,} canvases of {options.max_seq_len} to train on, {len(encoded.valid):,} to validate")
         print(f"tokenizer   {encoded.tokenizer.kind}, {encoded.tokenizer.vocab_size:,} ids")
-        print(f"model       {options.model}, {sum(p.numel() for p in model.parameters()):,} parameters, on {config.device} in {config.precision}", flush=True)
+        print(f"model       {options.model}, {sum(p.numel() for p in model.parameters()):,} parameters, on {config.device} in {resolve_precision(config.precision, config.device)}", flush=True)
 
     began = time.time()
     try: result = fit(model, encoded, stages, config, resume=options.resume, overwrite=options.overwrite)
@@ -754,7 +755,7 @@ def info(
     from shimmer.layers import shipped_canvases
     if options.checkpoint is not None: found = describe(options.checkpoint)
     device = pick_device(None)
-    print_table("shimmer", {"shimmer": version("shimmer"), "python": platform.python_version(), **{name: version(name) for name in ("torch", "datasets", "accelerate", "sentencepiece", "huggingface_hub")},
+    print_table("shimmer", {"shimmer": version("shimmer-lm"), "python": platform.python_version(), **{name: version(name) for name in ("torch", "datasets", "accelerate", "sentencepiece", "huggingface_hub")},
                             "device": f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device, "threads": torch.get_num_threads(),
                             "SHIMMER_DATA": os.environ.get("SHIMMER_DATA", "not set: corpora are downloaded"), "cache": os.environ.get("SHIMMER_CACHE") or str(Path.home() / ".cache" / "shimmer"),
                             "shipped canvases": ", ".join(shipped_canvases())})
@@ -778,6 +779,20 @@ def describe(
             "steps_trained": run.get("step"), "last_validation": last, **best}
 
 # %% ../nbs/13_cli.ipynb #01844f54
+PRESETS: dict[str, dict] = {"small": dict(tokenizer="char", max_seq_len=128, hidden_size=128, num_heads=4, num_refine_steps=2, position_embedding=True, qk_norm=True,
+                                          stage_epochs=10, batch_size=32, lr=3e-3, optimizer="muon", keep_best=True)}
+
+def with_preset(
+    argv: list[str],  # without the command's name
+    options: Any,  # what they parse to
+) -> list[str]:
+    "The arguments with the flags of their preset before them; the same where they name none."
+    if not getattr(options, "preset", None): return argv
+    flags = {name: value for name, value in PRESETS[options.preset].items() if name not in NO_USE.get(options.model, ())}
+    words = [word for name, value in flags.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    return [argv[0], *words, *argv[1:]]
+
+# %% ../nbs/13_cli.ipynb #1b777471
 COMMANDS: dict[type, Callable] = {Train: train, Generate: generate, Evaluate: evaluate, Animate: animate, Info: info}
 
 def is_refusal(
@@ -792,8 +807,11 @@ def main(
     argv: list[str] | None = None,  # without the command's name; the terminal's where None
 ) -> int:  # exit code
     "The command `shimmer`."
-    options = tyro.cli(Union[tuple(COMMANDS)], prog="shimmer", args=argv, use_underscores=True,
-                       description="Language models that write by refining a whole canvas: train them, write with them, measure them, watch them.")
+    argv = sys.argv[1:] if argv is None else argv
+    parse = lambda words: tyro.cli(Union[tuple(COMMANDS)], prog="shimmer", args=words, use_underscores=True,
+                                   description="Language models that write by refining a whole canvas: train them, write with them, measure them, watch them.")
+    options = parse(argv)
+    if (words := with_preset(argv, options)) != argv: options = parse(words)
     try: COMMANDS[type(options)](options)
     except KeyboardInterrupt as interrupt: code, line = 130, str(interrupt) or "interrupted"
     except (ValueError, OSError) as error:

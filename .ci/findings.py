@@ -1,0 +1,126 @@
+"""What each evaluation found, in a few sentences whose every figure is read from its report: the front page and the reports open with them."""
+from collections import Counter
+from statistics import mean
+
+from book import report
+from tables import find
+
+
+def _row(name: str, table: str, **fields) -> dict:
+    "The one row of a report's table with these fields; ValueError where there is none, or more than one."
+    return find(name, (table, {key.replace("_", " "): value for key, value in fields.items()}))
+
+
+def _interval(row: dict, value: str, low: str = "low", high: str = "high", form: str = "{:.2f}") -> str:
+    "A figure with its 95% interval, a minus sign for a hyphen."
+    return f"{form} [{form}, {form}]".format(row[value], row[low], row[high]).replace("-", "−")
+
+
+def _seeds(name: str) -> int:
+    "How many seeds a report was made with."
+    return len(find(name, ("settings", "seeds")))
+
+
+def quickstart() -> str:
+    r = report("quickstart")
+    right = lambda way: f"{r['samplers'][way]['right']:.1%}"
+    return (f"**Minutes are enough to learn tales, and the sampler decides what is made of it.** {r['parameters']:,} parameters, {r['updates']:,} updates, one seed: the bound is {r['gap_to_truth']:.2f} ± {1.96 * r['gap_standard_error']:.2f} nats above the truth "
+            f"of {r['entropy']:.2f} nats a tale. One token a call, the surest first, {right('surest first, temperature 0.7')} of the tales are right; in random order {right('random order, one a call')}; in 20 calls {right('surest first, 20 calls')}; "
+            f"with re-masking at the source text's thresholds {right('re-masking, thresholds 0.7 and 0.3')}.")
+
+
+def lira_vs_gpt() -> str:
+    bits = lambda corpus, model, measure: f"{_row('lira_vs_gpt', 'results', corpus=corpus, model=model, measure=measure)['bits per byte']:.2f}"
+    pair = lambda corpus: f"{bits(corpus, 'GPT, equal operations', 'exact')} against at most {bits(corpus, 'LIRA', 'NELBO')}"
+    truth = lambda who: f"{find('lira_vs_gpt', ('above_the_truth', who, 'value')):.2f}"
+    chosen = [row["muon_lr"] for row in find("lira_vs_gpt", ("chosen",))]
+    highest = max(row["options"]["muon_lr"] for row in find("lira_vs_gpt", ("tuning",)))
+    edge = "Each model's learning rate is the highest of its grid, so neither is tuned to its best." if min(chosen) == highest else f"{chosen.count(highest)} of the {len(chosen)} chosen learning rates are the highest of the grid."
+    return (f"**At equal operations a GPT reads all three texts better.** Bits per byte: {pair('tinyshakespeare')} on Tiny Shakespeare, {pair('tinystories')} on TinyStories; on tales {truth('GPT, equal operations: exact')} against {truth('LIRA: NELBO')} nats above the truth "
+            f"({_seeds('lira_vs_gpt')} seeds, models of width {find('lira_vs_gpt', ('settings', 'hidden_size'))}). {edge}")
+
+
+def refinement_steps() -> str:
+    at = lambda model: _interval(_row("refinement_steps", "results", model=model), "above the truth")
+    cost = lambda model: _row("refinement_steps", "results", model=model)["teraflop"]
+    return (f"**On tales, refining more did not pay.** At equal operations, nats above the truth: one application of the block {at('K = 1, equal operations')}, two {at('K = 2, equal operations')}, eight {at('K = 8, equal operations')}. "
+            f"At equal updates, of which those with eight cost {cost('K = 8, equal data') / cost('K = 1, equal data'):.1f} times as much as those with one: one {at('K = 1, equal data')}, two {at('K = 2, equal data')}, four {at('K = 4, equal data')}, eight {at('K = 8, equal data')} ({_seeds('refinement_steps')} seeds, one block of {find('refinement_steps', ('settings', 'num_layers'))} layers).")
+
+
+def curriculum() -> str:
+    against = lambda name: _interval(_row("curriculum", "results", curriculum=name), "against the last stage alone", "difference low", "difference high")
+    return (f"**It is the shares that help, not the stages.** Against the last stage alone at equal operations, four equal quarters change {against('four stages, quarters')} nats a tale, four stages with most of the data in the third {against('four stages, mostly the third')} "
+            f"({_seeds('curriculum')} seeds, {find('curriculum', ('settings', 'updates'))} updates).")
+
+
+def epochs() -> str:
+    runs = report("epochs")["runs"]
+    held = Counter()
+    best = {}
+    for model in ("GPT, dropout", "GPT", "LIRA"):
+        by_length = {n: mean(run["best on the way"] for run in runs if (run["model"], run["epochs"]) == (model, n)) for n in {run["epochs"] for run in runs}}
+        best[model] = min(by_length.values())
+        held[model] = min(by_length, key=by_length.get)
+    against = lambda n: _interval(_row("epochs", "results", epochs=n, model="LIRA"), "against GPT, dropout", "difference low", "difference high")
+    longest, shortest = max(run["epochs"] for run in runs), min(run["epochs"] for run in runs)
+    return (f"**On little text, a GPT that is stopped in time is as good as a masked model, or better.** Lowest validation, nats a character: GPT with dropout {best['GPT, dropout']:.3f} (runs of {held['GPT, dropout']} epochs), GPT {best['GPT']:.3f}, LIRA at most {best['LIRA']:.3f} (runs of {held['LIRA']} epochs). "
+            f"By the last weights LIRA is behind after {shortest} epochs, {against(shortest)} bits per byte, and ahead after {longest}, {against(longest)}: a comparison with a GPT that nobody stopped ({_seeds('epochs')} seeds, {find('epochs', ('settings', 'train_canvases'))} pages of Tiny Shakespeare).")
+
+
+def gate() -> str:
+    right = lambda model, way: f"{_row('gate', 'results', model=model, way=way)['right']:.1%}"
+    seeds = " and ".join(f"{row['right']:.0%}" for row in report("gate")["written"] if (row["model"], row["way"]) == ("mixture", "own policy"))
+    own = _row("gate", "results", model="mixture", way="own policy")
+    nats = {row["model"]: row["nats a molecule"] for row in report("gate")["molecule_likelihood"]}
+    return (f"**The repaired gate wins by its own policy and loses by another.** Short tales that are right: by its own policy {right('mixture', 'own policy')} [{own['low']:.1%}, {own['high']:.1%}] with the gate in the likelihood (seeds: {seeds}) and {right('as described', 'own policy')} as described; "
+            f"by keep-the-best, in as many calls, {right('mixture', 'keep the best')} repaired and {right('as described', 'keep the best')} as described. "
+            f"Molecules, nats at equal operations: GPT {nats['GPT']:.1f}, LIRA at most {nats['LIRA']:.1f}, Imadarem at most {nats['Imadarem, gate']:.1f} ({_seeds('gate')} seeds).")
+
+
+def chunk_trm() -> str:
+    nats = lambda model: _interval(_row("chunk_trm", "results", group="main", model=model), "nats per character", form="{:.3f}")
+    trm = _row("chunk_trm", "results", group="main", model="TRM")
+    worth = lambda what: f"{find('chunk_trm', ('worth', what, 'value')):.3f}"
+    return (f"**A perplexity of 1.01 was the answer, read from the input.** Without the leak, nats a character of Tiny Shakespeare at equal operations: baseline {nats('baseline')}, one pass {nats('one pass')}, chunk-TRM {nats('TRM')} ({trm['parameters']:,} parameters, {trm['seeds']} seeds). "
+            f"In small models with chunks of 2, refining costs {worth('learned positions: refinement (TRM against one pass), equal operations')} nats a character against one pass, and deep supervision {worth('learned positions: deep supervision against one step, equal operations')} against one step.")
+
+
+def claims() -> str:
+    verdicts = Counter(row["verdict"] for row in report("claims")["claims"])
+    told = ", ".join(f"{n} {verdict.replace('holds', 'holding')}" for verdict, n in verdicts.most_common())
+    perplexity = find("claims", ("perplexity",))
+    return (f"**Of {verdicts.total()} headline claims none holds as published.** Verdicts: {told}. The largest single error is what was called perplexity: {perplexity['LIRA, 30% masked']:.2f} with 30% of a text hidden, where the same model's bound says at most {perplexity['LIRA, at most (NELBO)']:.2f}."
+            if not verdicts["holds"] else f"**Of {verdicts.total()} headline claims {verdicts['holds']} hold.** Verdicts: {told}.")
+
+
+def lira_options() -> str:
+    runs = report("lira_options")["runs"]
+    change = {variant: mean(run["against_plain"] for run in runs if run["variant"] == variant) for variant in dict.fromkeys(run["variant"] for run in runs) if variant not in ("plain", "source")}
+    best, worst = min(change, key=change.get), max(change, key=change.get)
+    second = sorted(change, key=change.get)[1]
+    show = lambda variant: f"`{variant}` {change[variant]:+.2f}".replace("-", "−")
+    return (f"**One option matters.** Nats a tale against the plain block, mean of {len({run['seed'] for run in runs})} seeds: {show(best)}, next {show(second)}, worst {show(worst)}; all others lie between. Every variant had {runs[0]['steps']} updates at the plain model's learning rate.")
+
+
+def speed() -> str:
+    r = report("speed")
+    demo = [step for step in r["steps"] if step["model"] == "demo"]
+    shares = ", ".join(f"{step['share_of_ceiling']:.0%} {'compiled' if step['compiled'] else 'as it is'}" for step in demo)
+    large = max((step for step in r["steps"] if step["model"] == "12M"), key=lambda step: step["share_of_ceiling"])
+    return (f"**A training step of the quickstart uses {shares} of what the machine's matrix product reaches in {r['precision']}.** The model of 12 million parameters reaches {large['share_of_ceiling']:.0%} ({r['device']}, {r['threads']} threads).")
+
+
+FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, lira_options, speed)}
+FIGURES = dict(quickstart="fig-quickstart-learning", lira_vs_gpt="fig-lira-vs-gpt", refinement_steps="fig-k-curve", curriculum="fig-curriculum", epochs="fig-epochs",
+               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", lira_options="fig-lira-options", speed="fig-speed")
+SIX = ("quickstart", "lira_vs_gpt", "refinement_steps", "epochs", "gate", "chunk_trm")
+
+
+def verdict(name: str) -> str:
+    "How a report opens: what it found, and the figure that shows it."
+    return f"<!-- figure: {FIGURES[name]} -->\n\n{FINDINGS[name]()} @{FIGURES[name]} shows it."
+
+
+def six() -> str:
+    "Six findings, each with a link to its report."
+    return "\n".join(f"{n}. {FINDINGS[name]()} [Report](evals/{name}.ipynb)." for n, name in enumerate(SIX, 1))
