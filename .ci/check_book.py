@@ -51,7 +51,7 @@ def check_names() -> list[str]:
     for path in sorted(NBS.glob("[0-9][0-9]_*.ipynb")):
         if not title(path).startswith(f"{path.name[:2]} "): problems.append(f"{named(path)}: its title {title(path)!r} doesn't begin with its number")
         if shown.get(path.name) != title(path): problems.append(f"_quarto.yml: the text of {path.name} is {shown.get(path.name)!r} and its title {title(path)!r}")
-    for path in (*notebooks(), *pages(), ROOT / "README.md"):
+    for path in (*notebooks(), *pages()):
         for found in re.findall(r"[Cc]hapters? \[?\d\d\b.{0,30}|\[\d\d\]\(.{0,30}", prose(markdown(path))):
             problems.append(f"{named(path)}: {found!r} names a chapter by its number: link it by its name")
     return problems

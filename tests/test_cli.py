@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 from shimmer import cli
 from shimmer.samplers import Order, Schedule
@@ -69,6 +70,39 @@ def refused(run):
 
 def snapshot(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+# --- presets -------------------------------------------------------------------------------------
+
+def parsed(line):
+    "The options a line comes to, the preset's flags before its own."
+    words = shlex.split(line)
+    parse = lambda words: tyro.cli(typing.Union[tuple(cli.COMMANDS)], args=words, use_underscores=True)
+    return parse(cli.with_preset(words, parse(words)))
+
+
+def test_a_preset_sets_its_flags_and_gives_way_to_those_given():
+    small = parsed("train --preset small")
+    assert all(getattr(small, name) == value for name, value in cli.PRESETS["small"].items())
+    other = parsed("train --preset small --hidden_size 48 --optimizer adamw --no_qk_norm")
+    assert (other.hidden_size, other.optimizer, other.qk_norm) == (48, "adamw", False)
+    assert other.batch_size == cli.PRESETS["small"]["batch_size"] and not parsed("train").preset
+
+
+@pytest.mark.parametrize("model", ["gpt", "imadarem", "chunk_trm"])
+def test_a_preset_leaves_out_what_a_model_has_no_use_for(model):
+    options = parsed(f"train --preset small --model {model}")
+    unused = cli.NO_USE.get(model, ())
+    assert options.hidden_size == cli.PRESETS["small"]["hidden_size"] if "hidden_size" not in unused else True
+    assert not [name for name in cli.PRESETS["small"] if name in unused and getattr(options, name) != getattr(parsed(f"train --model {model}"), name)]
+
+
+def test_a_preset_trains(run, shared, tmp_path, monkeypatch):
+    code, out, err = run(f"train --preset small {SIZE} --max_seq_len 64 --checkpoint_name {tmp_path / 'preset'}")
+    assert code == 0, err
+    config = json.loads((tmp_path / "preset" / "config.json").read_text())
+    assert config["hidden_size"] == 16 and config["max_seq_len"] == 64 and config["position_embedding"] and config["qk_norm"]
+    assert "float32" in out + err or "bfloat16" in out + err or "fp32" in out + err or "bf16" in out + err
 
 
 # --- what it makes -------------------------------------------------------------------------------
@@ -666,4 +700,4 @@ def test_the_module_is_the_command_too(shared):
 
 def test_the_entry_point_is_installed():
     from importlib.metadata import entry_points
-    assert [e.value for e in entry_points(group="console_scripts", name="shimmer")] == ["shimmer.cli:main"]
+    assert {e.value for e in entry_points(group="console_scripts", name="shimmer")} == {"shimmer.cli:main"}

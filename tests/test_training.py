@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -557,7 +558,7 @@ def test_another_bound_can_be_asked_for_and_one_text_has_no_nan(corpus):
 def test_the_bar_shows_stage_loss_and_speed(corpus, capsys):
     fit(make_model(), corpus, STAGES, make_config(progress=True))
     shown = capsys.readouterr().err
-    assert "stage=two" in shown and "loss=" in shown and "tokens_per_s=" in shown and "%" in shown
+    assert re.search(r"LatentCanvasModel, stage 2 of 2, two: 100% of 18 updates, \d\d:\d\d left, loss \d+\.\d{3}\n$", shown), shown
     fit(make_model(), corpus, STAGES, make_config())
     assert capsys.readouterr().err == ""
 
