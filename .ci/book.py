@@ -53,6 +53,11 @@ def report(name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def chapters() -> list[Path]:
+    "The chapters in their order, then the appendices."
+    return sorted(NBS.glob("[0-9][0-9]_*.ipynb")) + sorted(NBS.glob("appendix_*.ipynb"))
+
+
 def notebooks() -> list[Path]:
     "The chapters in order, then the evaluation notebooks."
     return sorted(NBS.glob("*.ipynb")) + sorted((NBS / "evals").glob("*.ipynb"))

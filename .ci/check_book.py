@@ -57,6 +57,18 @@ def check_names() -> list[str]:
     return problems
 
 
+def check_order() -> list[str]:
+    "No chapter uses a module that a later one builds; what an appendix builds may be used anywhere."
+    builds = {path.stem[3:]: path.stem[:2] for path in sorted(NBS.glob("[0-9][0-9]_*.ipynb"))}
+    problems = []
+    for path in sorted(NBS.glob("[0-9][0-9]_*.ipynb")):
+        code = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+        used = set(re.findall(r"^\s*(?:from|import) shimmer\.(\w+)", code, flags=re.MULTILINE))
+        later = sorted(module for module in used if builds.get(module, "") > path.stem[:2])
+        problems += [f"{named(path)}: it uses shimmer.{module}, which {builds[module]}_{module}.ipynb builds later: move the cell there, or show it with what is known" for module in later]
+    return problems
+
+
 def check_references() -> list[str]:
     "Every citation has an entry, every cross-reference a label, every label one place; every source is cited."
     problems, labels, uses = [], [], []
@@ -149,7 +161,7 @@ def check_chapters() -> list[str]:
     return problems
 
 
-CHECKS = (check_contents, check_names, check_references, check_figures, check_links, check_chapters)
+CHECKS = (check_contents, check_names, check_order, check_references, check_figures, check_links, check_chapters)
 
 
 def problems() -> list[str]:

@@ -86,7 +86,7 @@ class Sketch:
 
 
 def lira() -> Sketch:
-    "Chapter 03: one block, applied K times to a latent canvas, and two heads."
+    "one block, applied K times to a latent canvas, and two heads."
     s = Sketch(7.4, 2.75)
     canvas = s.box(0.8, 1.2, "**canvas**\nOnce ▢ a ▢ …\nids [B, L]", "canvas", 1.4, 0.8)
     embed = s.box(2.4, 1.2, "**embed**\ntokens, or the\nmask vector", width=1.25, height=0.8)
@@ -108,7 +108,7 @@ def lira() -> Sketch:
 
 
 def refine_loop() -> Sketch:
-    "Chapter 06: what the one loop owns, and the two places where a model and a policy come in."
+    "what the one loop owns, and the two places where a model and a policy come in."
     s = Sketch(7.4, 3.6)
     canvas = s.box(0.95, 1.0, "**canvas**\nOnce ▢ a ▢ …\nids [B, L]", "canvas", 1.6, 0.8)
     model = s.box(3.5, 1.0, "**model.denoise**\nids, state", "net", 1.75, 0.65)
@@ -133,7 +133,7 @@ def refine_loop() -> Sketch:
 
 
 def gpt() -> Sketch:
-    "Chapter 08: the same blocks read in order, with and without a cache."
+    "the same blocks read in order, with and without a cache."
     s = Sketch(7.4, 3.5)
     s.note(1.5, 0.2, "all tokens at once: training, scoring", weight="bold")
     s.note(5.3, 0.2, "one token more: writing with a cache", weight="bold")
@@ -160,7 +160,7 @@ def gpt() -> Sketch:
 
 
 def imadarem() -> Sketch:
-    "Chapter 09: one step of the denoiser, its gate, and its teacher."
+    "one step of the denoiser, its gate, and its teacher."
     s = Sketch(7.4, 3.95)
     canvas = s.box(0.9, 0.85, "**canvas**\n▢ [C] ▢ ▢ …\nids [B, L]", "canvas", 1.5, 0.8)
     embed = s.box(2.85, 0.85, "**embed**\ntokens\n+ decayed positions\n+ time t", width=1.65, height=0.95)
@@ -189,7 +189,7 @@ def imadarem() -> Sketch:
 
 
 def chunk_trm() -> Sketch:
-    "Chapter 10: a reasoning z and a draft y, refined by one network."
+    "a reasoning z and a draft y, refined by one network."
     s = Sketch(7.4, 3.6)
     s.frame(4.3, 1.6, 4.0, 2.75, "one refinement, 3 times")
     context = s.box(1.0, 0.85, "**context x**\n64 characters", "canvas", 1.6, 0.6)
@@ -299,8 +299,8 @@ def draw(folder: Path) -> None:
 
 def tale(folder: Path) -> None:
     "Write refinement.html: the canvas that comes with the package, telling a tale."
+    from shimmer.checkpoints import load_checkpoint
     from shimmer.samplers import generate_topk
-    from shimmer.training import load_checkpoint
     from shimmer.trajectories import save_player
     model, tokenizer = load_checkpoint("tales")
     told = generate_topk(model, [tokenizer.encode("Once upon a time")], eos_token_id=tokenizer.eos_token_id)
@@ -309,9 +309,9 @@ def tale(folder: Path) -> None:
 
 def writing(folder: Path) -> None:
     "Write writing.gif: one canvas tells a tale in twelve calls, and beside it one token a call, on one clock."
+    from shimmer.checkpoints import load_checkpoint
     from shimmer.corpora import Tales
     from shimmer.samplers import generate_topk
-    from shimmer.training import load_checkpoint
     from shimmer.trajectories import INK, PAPER, save_gif
     model, tokenizer = load_checkpoint("tales")
     panels = []

@@ -7,7 +7,7 @@ import sys
 import nbformat
 from nbdev.clean import nbdev_clean
 
-from book import NBS, published, read, settings
+from book import NBS, chapters, published, read, settings
 
 
 def guard() -> str:
@@ -23,11 +23,6 @@ def guarded(nb) -> bool:
     "Whether the guard is the first code cell, and the only one that installs the library."
     code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
     return code[:1] == [guard()] and sum("google.colab" in source for source in code) == 1
-
-
-def chapters() -> list:
-    "The notebooks that are offered to Colab."
-    return sorted(NBS.glob("[0-9][0-9]_*.ipynb"))
 
 
 def missing() -> list[str]:

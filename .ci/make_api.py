@@ -7,7 +7,7 @@ import re
 import tokenize
 from pathlib import Path
 
-from book import NBS, ROOT, name, source_url
+from book import NBS, ROOT, chapters, name, source_url
 
 API = NBS / "api"
 
@@ -152,9 +152,9 @@ def documented(module: Module, node: ast.stmt) -> str:
 
 def chapter_of(name: str) -> Path:
     "The notebook that exports a module; FileNotFoundError where none does."
-    found = sorted(NBS.glob(f"[0-9][0-9]_{name}.ipynb"))
+    found = [path for path in chapters() if path.stem.partition("_")[2] == name]
     if not found:
-        raise FileNotFoundError(f"shimmer/{name}.py has no chapter nbs/NN_{name}.ipynb")
+        raise FileNotFoundError(f"shimmer/{name}.py has no chapter nbs/NN_{name}.ipynb and no nbs/appendix_{name}.ipynb")
     return found[0]
 
 
@@ -164,7 +164,8 @@ def page(path: Path) -> str:
     url = source_url(f"shimmer/{path.name}")
     source = f"[shimmer/{path.name}]({url})" if url else f"`shimmer/{path.name}`"
     about = (ast.get_docstring(module.tree) or "").strip()
-    opening = f"# shimmer.{path.stem} {{.unnumbered}}\n\n{cell(about)} Derived in chapter [{name(chapter)}](../{chapter.name}); the source is {source}."
+    kind = "chapter" if chapter.name[0].isdigit() else "appendix"
+    opening = f"# shimmer.{path.stem} {{.unnumbered}}\n\n{cell(about)} Derived in {kind} [{name(chapter)}](../{chapter.name}); the source is {source}."
     return "\n\n".join([opening, *(documented(module, node) for node in module.exported())]) + "\n"
 
 

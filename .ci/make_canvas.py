@@ -39,7 +39,7 @@ shimmer info --checkpoint tales
 ```
 
 ```python
-from shimmer.training import load_checkpoint
+from shimmer.checkpoints import load_checkpoint
 model, tokenizer = load_checkpoint("tales")
 ```
 

@@ -1,1 +1,41 @@
 __version__ = "0.1.0"
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoints import load_checkpoint, save_checkpoint
+    from .corpora import Tales, load_corpus
+    from .gpt import GPTConfig, GPTModel
+    from .likelihood import bits_per_byte, duel_nll, left_to_right_nll, nelbo, nll
+    from .lira import LatentCanvasConfig, LatentCanvasModel
+    from .objectives import MaskedLM, NextToken
+    from .policies import TopK
+    from .samplers import generate_left_to_right, generate_topk, generate_with_remasking, refine
+    from .tokenizers import encode_corpus, train_tokenizer
+    from .training import PROGRESSIVE, Stage, TrainConfig, fit
+
+_HOMES = {  # what most users need, found in its module when it is asked for: importing shimmer costs nothing
+    "checkpoints": ("load_checkpoint", "save_checkpoint"),
+    "corpora": ("Tales", "load_corpus"),
+    "gpt": ("GPTConfig", "GPTModel"),
+    "likelihood": ("bits_per_byte", "duel_nll", "left_to_right_nll", "nelbo", "nll"),
+    "lira": ("LatentCanvasConfig", "LatentCanvasModel"),
+    "objectives": ("MaskedLM", "NextToken"),
+    "policies": ("TopK",),
+    "samplers": ("generate_left_to_right", "generate_topk", "generate_with_remasking", "refine"),
+    "tokenizers": ("encode_corpus", "train_tokenizer"),
+    "training": ("PROGRESSIVE", "Stage", "TrainConfig", "fit"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    "A name of the library, or one of its modules."
+    if name in _HOME: return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in _HOMES: return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}: import what it doesn't offer from the module that has it")
+
+
+def __dir__() -> list[str]: return sorted([*globals(), *__all__])

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import shimmer.layers
+import shimmer.models
 from shimmer import cli
+from shimmer.checkpoints import load_checkpoint
 from shimmer.corpora import Tales
-from shimmer.layers import checkpoint_directory, load_model, shipped_canvases
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
+from shimmer.models import checkpoint_directory, load_model, shipped_canvases
 from shimmer.samplers import generate_topk
-from shimmer.training import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TALES = ROOT / "shimmer" / "canvases" / "tales"
@@ -35,7 +35,7 @@ def script(monkeypatch):
 def elsewhere(tmp_path, monkeypatch):
     "An empty working directory, and a Hub that must not be asked."
     def asked(*_, **__): raise AssertionError("the Hub was asked")
-    monkeypatch.setattr(shimmer.layers, "hf_hub_download", asked)
+    monkeypatch.setattr(shimmer.models, "hf_hub_download", asked)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -104,5 +104,5 @@ def test_its_figures_are_of_this_model(script):
 def test_a_wheel_holds_it_and_it_is_small(tmp_path):
     subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path], cwd=ROOT, check=True, capture_output=True)
     built = {path.relative_to(tmp_path / "shimmer") for path in (tmp_path / "shimmer").rglob("*") if path.is_file() and path.suffix != ".py"}
-    assert built == {path.relative_to(ROOT / "shimmer") for path in [*TALES.iterdir(), *(ROOT / "shimmer").glob("*.mplstyle")]}
+    assert built == {path.relative_to(ROOT / "shimmer") for path in [*TALES.iterdir(), *(ROOT / "shimmer").glob("*.mplstyle"), ROOT / "shimmer/py.typed"]}
     assert sum(path.stat().st_size for path in TALES.iterdir()) < 8e6

@@ -7,13 +7,16 @@ from datasets import Dataset
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from shimmer.chunk_trm import ChunkBaseline, ChunkBaselineConfig, ChunkTRM, ChunkTRMConfig, added, chunk_grid, chunk_nll
+from shimmer.checkpoints import load_checkpoint
+from shimmer.chunk_trm import ChunkBaseline, ChunkBaselineConfig, ChunkTRM, ChunkTRMConfig, added, chunk_grid
 from shimmer.corruption import Batch, draw_noise
-from shimmer.gpt import generate_left_to_right
-from shimmer.layers import load_model
-from shimmer.likelihood import bits_per_byte, check_no_leak, left_to_right_nll, nll, paired_difference, total_mass
+from shimmer.evaluation import chunk_nll
+from shimmer.likelihood import bits_per_byte, left_to_right_nll, nll, paired_difference
+from shimmer.models import load_model
+from shimmer.samplers import append_tokens, generate_left_to_right
+from shimmer.testing import check_no_leak, total_mass
 from shimmer.tokenizers import CharTokenizer, EncodedCorpus
-from shimmer.training import Plan, Stage, TrainConfig, Updater, fit, flops_per_update, load_checkpoint
+from shimmer.training import BaseTrainer, Canvases, DataSchedule, Stage, TrainConfig, fit, flops_per_update
 
 V = 7
 SHAPE = dict(vocab_size=V, context_size=6, chunk_size=3, embed_dim=16, n_layers=2, n_heads=2, dropout=0.1, n_refinements=2, n_recursions=2, supervision_steps=3)
@@ -62,15 +65,14 @@ def test_passes_are_counted(refinements, recursions, steps):
     assert len(count) == steps * refinements * (recursions + 1)
     if steps == 1 and refinements == 3: assert len(count) == 21
     count.clear()
-    model.loss(batch(), None)
+    model.loss(batch())
     assert len(count) == refinements * (recursions + 1)
 
 
 def test_operations_grow_with_refinements_and_supervised_steps():
-    stage = Stage("x")
-    cost = {n: flops_per_update(make(supervision_steps=n, dropout=0.0).float(), stage, 2, 9) for n in (1, 2, 4)}
+    cost = {n: flops_per_update(make(supervision_steps=n, dropout=0.0).float(), None, 2, 9) for n in (1, 2, 4)}
     assert cost[4] == 2 * cost[2] == 4 * cost[1]
-    assert flops_per_update(make(ChunkBaseline, dropout=0.0).float(), stage, 2, 9) < flops_per_update(make(supervision_steps=1, n_refinements=1, n_recursions=1).float(), stage, 2, 9) < cost[1]
+    assert flops_per_update(make(ChunkBaseline, dropout=0.0).float(), None, 2, 9) < flops_per_update(make(supervision_steps=1, n_refinements=1, n_recursions=1).float(), None, 2, 9) < cost[1]
 
 
 # --- no leak ---------------------------------------------------------------------------------------------------------
@@ -81,23 +83,23 @@ def test_a_token_moves_the_logits_of_later_chunks_and_no_others(options, at, see
     model, ids = make(**options), texts(seed=seed)
     c, changed = model.config.chunk_size, ids.clone()
     changed[:, at] = (changed[:, at] + 1) % V
-    moved = (model.prefix_logits(changed) != model.prefix_logits(ids)).any(-1).any(0)
+    moved = (model.next_token_logits(changed) != model.next_token_logits(ids)).any(-1).any(0)
     chunks = torch.arange(9) // c
     assert not moved[chunks <= at // c].any() and moved[chunks == at // c + 1].all()
 
 
 class Leaky(ChunkTRM):
     "The published fault: the draft starts as the embedding of the target."
-    def prefix_logits(self, ids):
+    def next_token_logits(self, ids):
         scene = self.look_at_canvas(ids, torch.zeros(len(ids), dtype=torch.int64))
         return self.read_tokens(self.step(self.embed(ids), torch.zeros_like(self.embed(ids)), scene)[0])
 
 
 def test_the_check_passes_the_model_and_catches_the_published_fault():
     hidden = (torch.arange(9) >= 6).expand(4, -1)
-    check_no_leak(lambda ids, hidden: make().prefix_logits(ids), texts(), hidden, tolerance=0)
+    check_no_leak(lambda ids, hidden: make().next_token_logits(ids), texts(), hidden, tolerance=0)
     leaky = Leaky(make().config).double().eval()
-    with pytest.raises(ValueError, match="hidden tokens leak"): check_no_leak(lambda ids, hidden: leaky.prefix_logits(ids), texts(), hidden)
+    with pytest.raises(ValueError, match="hidden tokens leak"): check_no_leak(lambda ids, hidden: leaky.next_token_logits(ids), texts(), hidden)
 
 
 def test_the_loss_compares_with_the_target_and_sees_no_more_of_it():
@@ -109,7 +111,7 @@ def test_the_loss_compares_with_the_target_and_sees_no_more_of_it():
     model.read_tokens = lambda x: seen.append(read(x)) or seen[-1]
     other = ids.clone()
     other[:, 6:] = (other[:, 6:] + 1) % V
-    for text in (ids, other): model.loss(Batch(text, noise), None)
+    for text in (ids, other): model.loss(Batch(text, noise))
     assert seen[0].equal(seen[1])
 
 
@@ -118,7 +120,7 @@ def test_the_baseline_looks_back_only():
     for at in range(9):
         changed = ids.clone()
         changed[:, at] = (changed[:, at] + 1) % V
-        moved = (model.prefix_logits(changed) != model.prefix_logits(ids)).any(-1).any(0)
+        moved = (model.next_token_logits(changed) != model.next_token_logits(ids)).any(-1).any(0)
         assert moved.tolist() == [i > at for i in range(9)]
 
 
@@ -129,7 +131,7 @@ def test_the_baseline_looks_back_only():
 def test_canvas_and_context_agree(options, seed):
     model, ids = make(**options), texts(seed=seed)
     c = model.config.chunk_size
-    for start in range(0, min(9, model.config.context_size + 1), c): close(model.prefix_logits(ids)[:, start : start + c], model(ids[:, :start])[:, : 9 - start])
+    for start in range(0, min(9, model.config.context_size + 1), c): close(model.next_token_logits(ids)[:, start : start + c], model(ids[:, :start])[:, : 9 - start])
 
 
 @pytest.mark.parametrize("kind", [ChunkTRM, ChunkBaseline])
@@ -166,17 +168,17 @@ def test_the_grid_cuts_every_row_into_chunks(length, chunk, seed):
     for r in range(3):
         cuts = sorted({0, *range(int(offset[r]), length, chunk)} & set(range(length)))
         expected = [max(s for s in cuts if s <= i) for i in range(length)]
-        assert grid.start[r].tolist() == expected and grid.index[r].tolist() == [i - s for i, s in enumerate(expected)]
-        assert grid.mates[r].equal(grid.start[r][:, None] == grid.start[r]) and grid.index[r].max() < chunk
+        assert grid.start[r].tolist() == expected and grid.slot[r].tolist() == [i - s for i, s in enumerate(expected)]
+        assert grid.mates[r].equal(grid.start[r][:, None] == grid.start[r]) and grid.slot[r].max() < chunk
 
 
 def test_chunk_size_one_with_one_refinement_is_a_next_token_model():
     model, baseline, ids = make(chunk_size=1, n_refinements=1, n_recursions=1), make(ChunkBaseline, chunk_size=1), texts(length=7)
-    assert model.prefix_logits(ids).shape == baseline.prefix_logits(ids).shape == (4, 7, V) and model(ids).shape == baseline(ids).shape == (4, 1, V)
+    assert model.next_token_logits(ids).shape == baseline.next_token_logits(ids).shape == (4, 7, V) and model(ids).shape == baseline(ids).shape == (4, 1, V)
     scene = model.look_at_canvas(ids, torch.zeros(4, dtype=torch.int64))
     past = torch.ones(7, 7, dtype=torch.bool).tril(-1)
     assert (scene.seen[:, 0] == 0).equal(torch.cat([past, torch.eye(7, dtype=torch.bool)], 1).expand(4, -1, -1))
-    assert (scene.within[:, 0] == 0).equal(torch.eye(7, dtype=torch.bool).expand(4, -1, -1)) and not scene.index.any()
+    assert (scene.within[:, 0] == 0).equal(torch.eye(7, dtype=torch.bool).expand(4, -1, -1)) and not scene.slot.any()
 
 
 def test_independent_heads_do_not_see_each_other():
@@ -209,11 +211,11 @@ def char_corpus(length, rows=64):
 def test_the_trainer_supervises_with_detached_state():
     model, seen = ChunkTRM(ChunkTRMConfig(**SHAPE)), []
     loss = model.loss
-    model.loss = lambda b, stage, state=None: seen.append((b.ids, state)) or loss(b, stage, state)
-    stage = Stage("next", share_of_data=1.0, epochs=1)
-    updater = Updater(model, char_corpus(9), Plan((stage,), 64, 8, 0), TrainConfig(batch_size=8, device="cpu"))
+    model.loss = lambda b, *weight: seen.append((b.ids, b.state)) or loss(b, *weight)
+    stage = Stage("next", epochs=1, data_fraction=1.0)
+    trainer = BaseTrainer(model, Canvases(char_corpus(9).train), DataSchedule((stage,), 64, 8, 0), TrainConfig(batch_size=8, device="cpu"))
     before = model.embed_tokens.weight.detach().clone()
-    for _ in range(2): updater.update()
+    for _ in range(2): trainer.update()
     assert [state is None for _, state in seen] == [True, False, False] * 2
     for ids, state in seen:
         if state is not None: assert not state[0].requires_grad and not state[1].requires_grad and state[0].shape == (8, 9, 16)
@@ -223,7 +225,7 @@ def test_the_trainer_supervises_with_detached_state():
 def test_every_parameter_learns():
     for options in (dict(), dict(rotary=True), dict(halting=True), dict(mutual=False)):
         model = ChunkTRM(ChunkTRMConfig(**SHAPE | options | dict(n_refinements=1)))
-        model.loss(batch(), Stage("x", confidence_weight=0.1))["loss"].backward()
+        model.loss(batch(), 0.1)["loss"].backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
@@ -233,13 +235,13 @@ def test_it_learns_what_can_be_known():
     ids = (torch.arange(9) + torch.arange(V)[:, None]) % V
     dataset = lambda: Dataset.from_dict({"ids": ids.repeat(16, 1).tolist()}).with_format("torch")
     corpus = EncodedCorpus(dataset(), dataset(), CharTokenizer("abcdefg", eos=False), 9, False)
-    model = fit(model, corpus, (Stage("next", share_of_data=1.0, epochs=20),), TrainConfig(batch_size=16, lr=3e-3, warmup_steps=10, ema_decay=0.9, device="cpu", progress=False)).model
+    model = fit(model, corpus, (Stage("next", epochs=20, data_fraction=1.0),), TrainConfig(batch_size=16, lr=3e-3, warmup_steps=10, ema_decay=0.9, device="cpu", progress=False)).model
     assert 3 * math.log(V) * 0.9 < nll(model, ids).max() < 3 * math.log(V) + 0.9  # nothing is known of the first chunk, whose tokens are drawn apart; all is known of the rest
     assert model.generate(ids[:, :4], 8, temperature=0).equal((torch.arange(12) + torch.arange(V)[:, None]) % V)
 
 
 def test_a_killed_run_ends_in_the_same_weights(tmp_path):
-    corpus, stage = char_corpus(9), Stage("next", share_of_data=1.0, epochs=2)
+    corpus, stage = char_corpus(9), Stage("next", epochs=2, data_fraction=1.0)
     config = lambda name: TrainConfig(batch_size=8, lr=1e-3, ema_decay=0.9, device="cpu", progress=False, checkpoint_dir=str(tmp_path / name), checkpoint_every=3, validation_texts=4)
     build = lambda: (torch.manual_seed(0), ChunkTRM(ChunkTRMConfig(**SHAPE)))[1]
     whole, model, calls = fit(build(), corpus, (stage,), config("whole")).model, build(), []
@@ -253,7 +255,7 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path):
     resumed = fit(build(), corpus, (stage,), config("killed"), resume=True).model
     assert all(p.equal(q) for p, q in zip(whole.parameters(), resumed.parameters()))
     again, tokenizer = load_checkpoint(tmp_path / "killed")
-    assert type(again) is ChunkTRM and again.prefix_logits(texts()).equal(resumed.prefix_logits(texts())) and tokenizer.vocab_size == V
+    assert type(again) is ChunkTRM and again.next_token_logits(texts()).equal(resumed.next_token_logits(texts())) and tokenizer.vocab_size == V
 
 
 # --- likelihood ------------------------------------------------------------------------------------------------------
@@ -293,9 +295,9 @@ def test_pieces_that_do_not_fit_are_refused():
     for length, kept, match in ((8, None, "2 behind a context of 6: give context_size and a multiple of 3"), (6, None, "0 behind"), (9, 4, "tokens_per_call is 4: ChunkTRM draws 1 to 3"), (9, 0, "tokens_per_call is 0")):
         with pytest.raises(ValueError, match=match): chunk_nll(model, texts(length=length), kept)
     with pytest.raises(ValueError, match="tokens_per_call is 2: ChunkBaseline draws 1 to 1"): chunk_nll(make(ChunkBaseline), texts(), 2)
-    with pytest.raises(ValueError, match="10 tokens are read, max_seq_len is 9"): model.prefix_logits(texts(length=10))
+    with pytest.raises(ValueError, match="10 tokens are read, max_seq_len is 9"): model.next_token_logits(texts(length=10))
     for kind in (ChunkTRM, ChunkBaseline):
-        with pytest.raises(ValueError, match="stands in front of a token"): make(kind, pad_token_id=6).prefix_logits(torch.tensor([[6, 1, 2]]))
+        with pytest.raises(ValueError, match="stands in front of a token"): make(kind, pad_token_id=6).next_token_logits(torch.tensor([[6, 1, 2]]))
 
 
 def test_pads_are_not_counted():
@@ -303,7 +305,7 @@ def test_pads_are_not_counted():
         model = make(kind, pad_token_id=6, dropout=0.0)
         ids = torch.tensor([[1, 2, 3, 4, 5, 6, 6, 6, 6]])
         noise = torch.zeros(1, 10)
-        assert model.loss(Batch(ids, noise), None)["loss"].item() == pytest.approx(model.loss(Batch(ids[:, :6], noise[:, :7]), None)["loss"].item())
+        assert model.loss(Batch(ids, noise))["loss"].item() == pytest.approx(model.loss(Batch(ids[:, :6], noise[:, :7]))["loss"].item())
 
 
 # --- halting ---------------------------------------------------------------------------------------------------------
@@ -323,14 +325,14 @@ def test_rows_halt_by_their_own_head():
 
 def test_the_halting_target_is_whether_the_whole_chunk_is_right():
     model, b = make(halting=True, dropout=0.0), Batch(texts(), torch.zeros(4, 10))
-    logits = model.prefix_logits(b.ids)
-    losses = model.loss(b, Stage("x", confidence_weight=0.5))
+    logits = model.next_token_logits(b.ids)
+    losses = model.loss(b, 0.5)
     right = (logits.argmax(-1) == b.ids).view(4, 3, 3).all(-1).repeat_interleave(3, 1).double()
     scene = model.look_at_canvas(b.ids, torch.zeros(4, dtype=torch.int64))
     head = model.halt_logits(losses["state"][1], scene.mates)
     assert losses["halting_loss"].item() == pytest.approx(F.binary_cross_entropy_with_logits(head, right).item())
     assert losses["loss"].item() == pytest.approx(losses["token_loss"].item() + 0.5 * losses["halting_loss"].item())
-    assert "halting_loss" not in model.loss(b, Stage("x"))
+    assert "halting_loss" not in model.loss(b)
     with pytest.raises(ValueError, match="halting is False"): make()(texts(length=6), halt_above=0.5)
 
 
@@ -340,7 +342,7 @@ def test_the_halting_target_is_whether_the_whole_chunk_is_right():
 @settings(max_examples=25)
 def test_what_is_written_has_the_probability_that_is_said(kept, seed, new):
     model, prompt = make(), texts(rows=2, length=6, seed=seed)
-    ids, probs = model.append(prompt, new, temperature=1.0, seed=seed, tokens_per_call=kept)
+    ids, probs = append_tokens(model, prompt, new, temperature=1.0, seed=seed, tokens_per_call=kept)
     assert ids.shape == (2, 6 + new) and ids[:, :6].equal(prompt) and probs.shape == (2, new)
     if new % kept == 0:
         scored = torch.stack([model(ids[:, : 6 + i - i % kept])[torch.arange(2), i % kept].softmax(-1)[torch.arange(2), ids[:, 6 + i]] for i in range(new)], 1)
@@ -357,7 +359,7 @@ def test_rows_write_alone_as_in_company_and_beyond_the_context():
 
 def test_a_text_that_has_ended_stays_ended():
     model = make()
-    ids, probs = model.append([[1]] * 20, 8, temperature=1.5, eos_token_id=2)
+    ids, probs = append_tokens(model, [[1]] * 20, 8, temperature=1.5, eos_token_id=2)
     for row, prob in zip(ids[:, 1:].tolist(), probs.tolist()):
         if 2 in row: assert set(row[row.index(2) :]) == {2} and set(prob[row.index(2) + 1 :]) <= {1.0}
 
@@ -392,4 +394,4 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
     model = make(kind).float()
     model.save_pretrained(tmp_path)
     again = load_model(tmp_path)
-    assert type(again) is kind and again.config == model.config and again.prefix_logits(texts()).equal(model.prefix_logits(texts()))
+    assert type(again) is kind and again.config == model.config and again.next_token_logits(texts()).equal(model.next_token_logits(texts()))

@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from shimmer import cli
-from shimmer.samplers import Order, Schedule
+from shimmer.policies import Order, Schedule
 
 SIZE = "--num_samples 400 --hidden_size 16 --num_layers 1 --num_heads 2 --num_refine_steps 1 --qk_norm --batch_size 32 --lr 3e-3 " \
        "--stage_epochs 1 --validation_texts 8 --validation_draws 2 --device cpu"
@@ -181,10 +181,10 @@ def test_evaluate_measures_and_writes_json(run, shared):
 
 
 def test_evaluate_agrees_with_the_library(run, shared, monkeypatch):
-    from shimmer.likelihood import bits_per_byte, duel_nll, left_to_right_nll, nelbo, paired_difference
+    from shimmer.checkpoints import load_checkpoint
     from shimmer.corpora import load_corpus
+    from shimmer.likelihood import bits_per_byte, duel_nll, left_to_right_nll, nelbo, paired_difference
     from shimmer.tokenizers import encode_corpus
-    from shimmer.training import load_checkpoint
     assert run(f"evaluate --checkpoint checkpoints/tiny checkpoints/tiny_gpt {MEASURED} --seed 5 --output library.json")[0] == 0
     found = json.loads((shared / "library.json").read_text())
     (lira, tokenizer), (gpt, _) = (load_checkpoint(f"checkpoints/{name}") for name in ("tiny", "tiny_gpt"))
@@ -207,9 +207,9 @@ def test_a_gpt_is_exact_and_states_no_confidence(run, shared):
 
 
 def test_full_scores_every_validation_text_and_duel_at_more_than_one(run, shared, monkeypatch):
-    import shimmer.likelihood
+    import shimmer.evaluation
     from shimmer.corpora import load_corpus
-    for name in ("nll", "left_to_right_nll", "duel_nll"): monkeypatch.setattr(shimmer.likelihood, name, lambda model, ids, k=1, **options: k + torch.rand(len(ids), dtype=torch.float64))
+    for name in ("nll", "left_to_right_nll", "duel_nll"): monkeypatch.setattr(shimmer.evaluation, name, lambda model, ids, k=1, **options: k + torch.rand(len(ids), dtype=torch.float64))
     assert run("evaluate --checkpoint checkpoints/tiny --full --num_written 1 --num_texts 4 --output full.json")[0] == 0
     figures, = json.loads((shared / "full.json").read_text())["checkpoints"]
     assert figures["canvases"] == len(load_corpus("tales", limit=1).valid) and figures["duel_1_bits_per_byte"] < figures["duel_2_bits_per_byte"] < figures["duel_4_bits_per_byte"]
@@ -320,17 +320,6 @@ def test_every_option_of_a_canvas_is_one_that_a_gpt_has_no_use_for():
     assert canvas <= set(cli.NO_USE["gpt"]) <= {f.name for f in dataclasses.fields(cli.Train)}
 
 
-def test_confidence_figures_are_the_metrics():
-    from shimmer.metrics import calibration, confidence_at_filled, confidence_gap
-    from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
-    torch.manual_seed(0)
-    model = LatentCanvasModel(LatentCanvasConfig(8, hidden_size=16, num_heads=2, num_layers=1, max_seq_len=12))
-    ids = torch.randint(0, 8, (40, 12))
-    held, right = confidence_at_filled(model, ids, seed=2, ignore=3)
-    figures = cli.confidence_figures(model, ids, 3, 2)
-    assert figures["ece_at_filled"] == calibration(held, right).ece and figures["confidence_gap_at_filled"] == confidence_gap(held, right) and len(figures) == 6
-
-
 @pytest.mark.parametrize("ending, start", [("html", b"<!doctype html>"), ("gif", b"GIF8"), ("png", b"\x89PNG")])
 def test_animate_by_ending(run, shared, ending, start):
     code, out, err = run(f"animate --checkpoint checkpoints/tiny --prompt Once --gen_length 6 --num_steps 3 --output tale.{ending}")
@@ -357,8 +346,9 @@ def test_the_source_texts_line_parses(monkeypatch):
     assert options == same
     assert (options.dataset, options.num_samples, options.vocab_size, options.hidden_size, options.num_layers, options.num_heads) == ("tinystories", 100_000, 10_000, 288, 6, 6)
     assert (options.max_seq_len, options.batch_size, options.stage_epochs, options.lr, options.device, options.gpu, options.fp16) == (256, 64, 3, 2e-4, "cuda", 0, True)
-    assert [(s.num_refine_steps, s.mask_ratio, s.confidence_weight, s.epochs) for s in cli.stages_of(options)] == [
-        (1, (0.3, 0.3), 0.0, 3), (4, (0.3, 0.3), 0.0, 3), (4, (0.1, 1.0), 0.0, 3), (4, (0.1, 1.0), 0.1, 3)]
+    assert [(s.objective.num_refine_steps, s.objective.mask_ratio, s.objective.confidence_weight, s.epochs) for s in cli.stages_of(options)] == [
+        (1, (0.3, 0.3), 0.0, 3), (None, (0.3, 0.3), 0.0, 3), (None, (0.1, 1.0), 0.0, 3), (None, (0.1, 1.0), 0.1, 3)]
+    assert options.num_refine_steps == 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -419,16 +409,6 @@ def test_the_longest_molecule_and_its_end_fit_the_canvas():
     from shimmer.corpora import LOCAL, load_corpus
     if not (folder := os.environ.get("SHIMMER_DATA")) or not (Path(folder) / LOCAL["moses"][1]).is_file(): pytest.skip("the molecules of MOSES are not here")
     assert max(text.count("[") for text in load_corpus("moses", limit=1).valid["text"]) < cli.HABITS["moses"].max_seq_len
-
-
-def test_texts_do_not_depend_on_how_many_are_written_at_once(shared, monkeypatch):
-    monkeypatch.chdir(shared)
-    for name in ("tiny", "tiny_gpt"):
-        model, tokenizer = cli.load(cli.Sampling(checkpoint=f"checkpoints/{name}", device="cpu"))
-        together = cli.written_texts(model, tokenizer, cli.Evaluate(checkpoint=[], num_written=5, seed=3))
-        with monkeypatch.context() as few:
-            few.setattr(cli, "AT_ONCE", 2)
-            assert cli.written_texts(model, tokenizer, cli.Evaluate(checkpoint=[], num_written=5, seed=3)) == together and len({*together}) > 1
 
 
 def test_choices_are_the_samplers_own():
@@ -619,10 +599,10 @@ def test_a_loss_that_is_no_number(refused, shared):
 
 
 def test_a_full_disk_loses_nothing(refused, copy, monkeypatch):
-    import shimmer.training
+    import shimmer.checkpoints
     held = snapshot(copy)
     def full(*args, **options): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(shimmer.training, "save_file", full)
+    monkeypatch.setattr(shimmer.checkpoints, "save_file", full)
     refused(f"train {SIZE} --checkpoint_name copy --overwrite", "No space left", "checkpoints/copy")
     assert snapshot(copy) == held and not list(copy.parent.glob("copy.*"))
 
@@ -640,7 +620,7 @@ def test_a_full_disk_loses_no_output(refused, shared, monkeypatch, command):
 
 def test_an_interrupt_says_how_to_go_on_and_resuming_ends_alike(run, shared, monkeypatch):
     import shimmer.training
-    update, line = shimmer.training.Run.update, f"train {SIZE} --checkpoint_every 5 --checkpoint_name broken"
+    update, line = shimmer.training.Trainer.update, f"train {SIZE} --checkpoint_every 5 --checkpoint_name broken"
 
     def interrupted_at(step):
         def stop(self):
@@ -648,15 +628,15 @@ def test_an_interrupt_says_how_to_go_on_and_resuming_ends_alike(run, shared, mon
             return update(self)
         return stop
 
-    monkeypatch.setattr(shimmer.training.Run, "update", interrupted_at(3))
+    monkeypatch.setattr(shimmer.training.Trainer, "update", interrupted_at(3))
     code, _, err = run(line)
     assert code == 130 and err.count("\n") == 1 and "before the first checkpoint" in err and not (shared / "checkpoints/broken").exists()
-    monkeypatch.setattr(shimmer.training.Run, "update", interrupted_at(8))
+    monkeypatch.setattr(shimmer.training.Trainer, "update", interrupted_at(8))
     code, _, err = run(line)
     assert code == 130 and err.count("\n") == 1 and "step 5" in err and "--resume" in err
-    monkeypatch.setattr(shimmer.training.Run, "update", interrupted_at(2))
+    monkeypatch.setattr(shimmer.training.Trainer, "update", interrupted_at(2))
     assert "before the first checkpoint" in run(f"{line} --overwrite")[2]  # what is there belongs to the run before
-    monkeypatch.setattr(shimmer.training.Run, "update", update)
+    monkeypatch.setattr(shimmer.training.Trainer, "update", update)
     assert run(f"{line} --resume")[0] == 0
     assert (shared / "checkpoints/broken/model.safetensors").read_bytes() == (shared / "checkpoints/tiny/model.safetensors").read_bytes()
 

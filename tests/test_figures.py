@@ -83,7 +83,7 @@ def test_the_style_reads_on_paper_on_a_dark_page_and_in_grey():
 
 
 def test_drawings_of_the_library_have_the_style_and_leave_the_user_his_own():
-    from shimmer.trajectories import learning_curve
+    from shimmer.curves import learning_curve
     before = dict(matplotlib.rcParams)
     curve = learning_curve([{"step": n, "stage": "one", "loss": 1 / n, "valid_nats": 20 + 1 / n} for n in range(1, 9)])
     assert dict(matplotlib.rcParams) == before

@@ -10,10 +10,14 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
 from shimmer.corruption import Batch
-from shimmer.gpt import GPTConfig, GPTModel, check_prompts, generate_left_to_right, truncate
-from shimmer.layers import KVCache, load_model, rotary_angles
+from shimmer.devices import compiled
+from shimmer.gpt import GPTConfig, GPTModel
+from shimmer.layers import KVCache, rotary_angles
+from shimmer.models import load_model
+from shimmer.objectives import NextToken
+from shimmer.samplers import append_tokens, check_prompts, generate_left_to_right, truncate
 from shimmer.tokenizers import WordTokenizer, encode_corpus
-from shimmer.training import Stage, TrainConfig, compiled, fit
+from shimmer.training import Stage, TrainConfig, fit
 
 V, BOS, PAD, EOS = 9, 7, 8, 7  # ids 0..6 are words
 LENGTH = 12
@@ -65,7 +69,7 @@ def test_golden_parameter_count():
 def test_probabilities_of_all_texts_sum_to_one(bos):
     model = make(vocab_size=4, bos_token_id=bos, pad_token_id=None, max_seq_len=4)
     everything = torch.tensor(list(itertools.product(range(4), repeat=4)))
-    nats = F.cross_entropy(model.prefix_logits(everything).transpose(1, 2), everything, reduction="none").sum(1)
+    nats = F.cross_entropy(model.next_token_logits(everything).transpose(1, 2), everything, reduction="none").sum(1)
     assert math.isclose((-nats).exp().sum().item(), 1, rel_tol=1e-9)
     assert nats.std() > 0.1
 
@@ -76,29 +80,29 @@ def test_later_tokens_never_move_earlier_logits(seed, shape, i):
     model, ids = make(seed, **shape), texts(seed)
     changed = ids.clone()
     changed[:, i:] = (changed[:, i:] + 1 + texts(seed + 1)[:, i:] % 5) % 7
-    moved = (model.prefix_logits(changed) - model.prefix_logits(ids)).abs().amax((0, 2))
+    moved = (model.next_token_logits(changed) - model.next_token_logits(ids)).abs().amax((0, 2))
     assert (moved[: i + 1] < 1e-10).all() and (moved[i + 1 :] > 1e-6).all()
 
 
 @given(st.integers(0, 1000), shapes)
 @settings(max_examples=10)
-def test_prefix_logits_are_forward_behind_the_token_before_the_first(seed, shape):
+def test_next_token_logits_are_forward_behind_the_token_before_the_first(seed, shape):
     model, ids = make(seed, **shape), texts(seed)
-    close(model.prefix_logits(ids), model(F.pad(ids[:, :-1], (1, 0), value=BOS)).logits)
+    close(model.next_token_logits(ids), model(F.pad(ids[:, :-1], (1, 0), value=BOS)).logits)
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(1, LENGTH), min_size=1, max_size=5))
 @settings(max_examples=20)
 def test_loss_is_the_mean_of_minus_log_softmax_over_real_tokens(seed, lengths):
     model, ids = make(seed), texts(seed, rows=len(lengths))
-    alone = [-model.prefix_logits(row[None, :n]).log_softmax(-1)[0, range(n), row[:n]] for row, n in zip(ids, lengths)]
+    alone = [-model.next_token_logits(row[None, :n]).log_softmax(-1)[0, range(n), row[:n]] for row, n in zip(ids, lengths)]
     padded = ids.where(torch.arange(LENGTH) < torch.tensor(lengths)[:, None], PAD)
-    close(model.loss(Batch(padded, None), None)["loss"], torch.cat(alone).mean())
+    close(NextToken()(model, Batch(padded, None))["loss"], torch.cat(alone).mean())
 
 
 def test_every_weight_learns():
     model = make(qk_norm=True, num_layers=2)
-    model.loss(Batch(texts(), None), None)["loss"].backward()
+    NextToken()(model, Batch(texts(), None))["loss"].backward()
     assert all((p.grad != 0).any() for p in model.parameters())
 
 
@@ -161,12 +165,12 @@ def test_behind_the_wrong_mask_the_position_does_not_matter_and_the_last_token_d
 @settings(max_examples=15)
 def test_a_row_depends_on_its_prompt_and_seed_alone(seed, prompts, temperature, eos, cut):
     model, longest = make(seed), max(map(len, prompts))
-    ids, probs = model.append(prompts, 5, temperature, seed=seed, eos_token_id=eos, **cut)
-    slow, slow_probs = model.append(prompts, 5, temperature, seed=seed, eos_token_id=eos, use_cache=False, **cut)
+    ids, probs = append_tokens(model, prompts, 5, temperature, seed=seed, eos_token_id=eos, **cut)
+    slow, slow_probs = append_tokens(model, prompts, 5, temperature, seed=seed, eos_token_id=eos, use_cache=False, **cut)
     assert ids.shape == (len(prompts), longest + 5) and torch.equal(ids, slow)
     close(probs, slow_probs)
     for i, prompt in enumerate(prompts):
-        alone, alone_probs = model.append([prompt], 5, temperature, seed=seed + i, eos_token_id=eos, **cut)
+        alone, alone_probs = append_tokens(model, [prompt], 5, temperature, seed=seed + i, eos_token_id=eos, **cut)
         assert ids[i].tolist() == [PAD] * (longest - len(prompt)) + alone[0].tolist() and alone[0, : len(prompt)].tolist() == prompt
         close(probs[i], alone_probs[0])
     assert not (ids[:, longest:] == PAD).any()
@@ -190,7 +194,7 @@ def test_draws_follow_the_model():
 
 def test_probabilities_are_the_models_own_before_any_cut():
     model = make()
-    ids, probs = model.append([[2, 5]], 6, temperature=0.3, top_k=2)
+    ids, probs = append_tokens(model, [[2, 5]], 6, temperature=0.3, top_k=2)
     logits = model(F.pad(ids, (1, 0), value=BOS)).logits[0, 2:-1]
     logits[:, PAD] = -math.inf
     close(probs[0], logits.softmax(-1)[range(6), ids[0, 2:]].detach())
@@ -200,7 +204,7 @@ def test_probabilities_are_the_models_own_before_any_cut():
 def test_behind_an_end_there_is_nothing_else(use_cache):
     model = make()
     free = model.generate([[]] * 40, temperature=1.0, use_cache=use_cache)
-    ids, probs = model.append([[]] * 40, temperature=1.0, eos_token_id=EOS, use_cache=use_cache)
+    ids, probs = append_tokens(model, [[]] * 40, temperature=1.0, eos_token_id=EOS, use_cache=use_cache)
     ended = (ids == EOS).cumsum(1) > 0
     assert ended.any() and (ids[ended] == EOS).all() and torch.equal(ids[~ended], free[~ended])
     behind = (ids == EOS).cumsum(1) > 1
@@ -213,7 +217,7 @@ def test_rows_that_all_end_early_are_filled_up():
     model.register_forward_hook(lambda *_: calls.append(1))
     first = int(model.generate([[1]], 1, temperature=0)[0, -1])
     calls.clear()
-    ids, probs = model.append([[1]] * 2, 6, temperature=0, eos_token_id=first)
+    ids, probs = append_tokens(model, [[1]] * 2, 6, temperature=0, eos_token_id=first)
     assert ids.tolist() == [[1] + [first] * 6] * 2 and probs.shape == (2, 6) and len(calls) == 1
 
 
@@ -265,7 +269,7 @@ def test_cuts_reach_the_draws():
 def test_the_trajectory_of_an_appending_model(seed, prompts, eos):
     model, start, new = make(seed), max(map(len, prompts)), 6
     run = generate_left_to_right(model, prompts, new, 1.0, seed, eos_token_id=eos, mask_token_id=V)
-    ids, probs = model.append(prompts, new, 1.0, seed=seed, eos_token_id=eos)
+    ids, probs = append_tokens(model, prompts, new, 1.0, seed=seed, eos_token_id=eos)
     assert torch.equal(run.ids, ids) and torch.equal(run.canvases[-1], ids)
     assert torch.equal(run.given, (torch.arange(start + new) < start).expand(ids.shape))
     assert (run.canvases[0, :, start:] == V).all() and torch.equal(run.canvases[0, :, :start], ids[:, :start])
@@ -293,7 +297,7 @@ def test_save_and_load(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
     assert type(loaded) is GPTModel and loaded.config == model.config and not loaded.training
-    assert torch.equal(loaded.prefix_logits(texts()), model.prefix_logits(texts()))
+    assert torch.equal(loaded.next_token_logits(texts()), model.next_token_logits(texts()))
 
 
 def test_a_few_updates_lower_the_loss(tmp_path):
@@ -304,9 +308,9 @@ def test_a_few_updates_lower_the_loss(tmp_path):
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(tokenizer.vocab_size, 16, 1, 2, 8, bos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     batch = Batch(corpus.valid[:]["ids"], None)
-    before = model.loss(batch, None)["loss"].item()
-    result = fit(model, corpus, (Stage("only", epochs=5, share_of_data=1.0),), TrainConfig(batch_size=16, lr=1e-2, warmup_steps=1, progress=False))
-    assert result.steps == 20 and model.loss(batch, None)["loss"].item() < 0.6 * before
+    before = NextToken()(model, batch)["loss"].item()
+    result = fit(model, corpus, (Stage("only", epochs=5, data_fraction=1.0),), TrainConfig(batch_size=16, lr=1e-2, warmup_steps=1, progress=False))
+    assert result.steps == 20 and NextToken()(model, batch)["loss"].item() < 0.6 * before
 
 
 def _dataset(lines):
@@ -316,11 +320,11 @@ def _dataset(lines):
 
 def test_the_compiled_parts_are_there_and_give_the_same_loss(monkeypatch):
     model, ids = make(), texts()
-    plain = model.loss(Batch(ids, None), None)["loss"]
+    plain = NextToken()(model, Batch(ids, None))["loss"]
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", torch.compile(self._call_impl, backend="eager")))
     with compiled(model, model.compiled_parts):
         assert model.stack._compiled_call_impl is not None
-        loss = model.loss(Batch(ids, None), None)["loss"]
+        loss = NextToken()(model, Batch(ids, None))["loss"]
         close(loss, plain)
         loss.backward()
     assert model.stack._compiled_call_impl is None and all(p.grad is not None for p in model.parameters())
@@ -348,15 +352,29 @@ def test_requests_that_are_refused(arguments, message):
 
 def test_prompts_of_different_lengths_need_a_pad():
     with pytest.raises(ValueError, match="prompts of 1 to 2 tokens need a pad token"): make(pad_token_id=None).generate([[1], [1, 2]])
-    assert check_prompts(make().config, torch.tensor([[PAD, 1], [1, 2]])) == ([[1], [1, 2]], LENGTH - 2)
+    assert check_prompts(make(), torch.tensor([[PAD, 1], [1, 2]])) == ([[1], [1, 2]], LENGTH - 2)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_the_cache_remembers_which_tokens_were_pads(parts):
+    model = make()
+    ids = torch.tensor([[PAD, PAD, 1, 2, 3, 4], [5, 6, 1, 2, 3, 4]])
+    cache, told, out, shown = KVCache(), KVCache(), [], []
+    for n, part in enumerate(ids.tensor_split(parts, 1)):
+        out.append(model(part, cache).logits)
+        seen = sum(p.shape[1] for p in ids.tensor_split(parts, 1)[: n + 1])
+        shown.append(model(part, told, ids[:, :seen] != PAD).logits)
+    real = ids != PAD
+    torch.testing.assert_close(torch.cat(out, 1)[real], torch.cat(shown, 1)[real])
+    torch.testing.assert_close(torch.cat(out, 1)[0, 2:], model(ids[:1, 2:]).logits[0])
+    assert cache.real is not None and cache.real.equal(real)
 
 
 def test_pads_in_the_wrong_place_are_refused():
     model, padded = make(), torch.tensor([[PAD, 1, 2]])
-    with pytest.raises(ValueError, match=r"pads \(8\) go into a cache"): model(padded, KVCache())
-    with pytest.raises(ValueError, match=r"a pad \(8\) stands in front of a token"): model.prefix_logits(padded)
-    with pytest.raises(ValueError, match="stands in front of a token"): model.loss(Batch(padded, None), None)
+    with pytest.raises(ValueError, match=r"a pad \(8\) stands in front of a token"): model.next_token_logits(padded)
+    with pytest.raises(ValueError, match="stands in front of a token"): NextToken()(model, Batch(padded, None))
     cache = KVCache()
     model(padded, cache, padded != PAD)
     with pytest.raises(ValueError, match="4 keys"): model(torch.tensor([[1]]), cache, torch.tensor([[True]]))
-    with pytest.raises(ValueError, match=f"{LENGTH + 1} tokens are read"): model.prefix_logits(torch.zeros(1, LENGTH + 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=f"{LENGTH + 1} tokens are read"): model.next_token_logits(torch.zeros(1, LENGTH + 1, dtype=torch.int64))

@@ -8,11 +8,13 @@ from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
 from shimmer.corruption import Batch, derive_noise, draw_noise, mask_tokens
-from shimmer.imadarem import (EntropyThreshold, ImplicitRefinementConfig, ImplicitRefinementModel, RefineGate, auroc,
-                              generate_by_refinement, judged_fills, mix, waves)
-from shimmer.layers import Prediction, load_model
-from shimmer.likelihood import check_no_leak, duel_nll, exact_nelbo, left_to_right_nll, total_mass
-from shimmer.samplers import TopK, refine
+from shimmer.evaluation import auroc, judged_fills
+from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel, mix, waves
+from shimmer.likelihood import duel_nll, exact_nelbo, left_to_right_nll
+from shimmer.models import Prediction, load_model
+from shimmer.policies import EntropyThreshold, RefineGate, TopK
+from shimmer.samplers import generate_by_refinement, refine
+from shimmer.testing import check_no_leak, total_mass
 from shimmer.tokenizers import CharTokenizer, WordTokenizer
 
 V, L, PAD, EOS = 9, 8, 7, 8
@@ -229,9 +231,9 @@ class Fixed:
     def parameters(self): return iter(())
     def eval(self): return self
     def train(self, mode=True): return self
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         self.calls += 1
-        return Prediction(self.logits.expand(len(ids), -1, -1), self.confidence.expand(len(ids), -1), None)
+        return Prediction(self.logits.expand(len(ids), -1, -1), self.confidence.expand(len(ids), -1), None).at(at)
 
 
 def test_a_closed_gate_changes_nothing_and_an_open_one_writes():
@@ -257,10 +259,10 @@ def test_the_entropy_threshold_is_in_nats():
 
 class Settling(Fixed):
     "Its n-th call writes token 2 at the first n positions and token 1 at the rest, so that each later call changes one position."
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         self.calls += 1
         tokens = torch.tensor([2 if i < self.calls else 1 for i in range(self.config.max_seq_len)])
-        return Prediction((50.0 * F.one_hot(tokens, V).float()).expand(len(ids), -1, -1), torch.zeros(len(ids), self.config.max_seq_len), None)
+        return Prediction((50.0 * F.one_hot(tokens, V).float()).expand(len(ids), -1, -1), torch.zeros(len(ids), self.config.max_seq_len), None).at(at)
 
 
 @pytest.mark.parametrize("stop, calls, reason", [(0.0, 9, "calls used up"), (0.1, 9, "calls used up"), (0.101, 2, "little changes"), (0.5, 2, "little changes")])
@@ -271,10 +273,10 @@ def test_it_stops_below_the_stated_ratio(stop, calls, reason):
 
 class Ending(Fixed):
     "Writes an end at position 3 in its first call, and other tokens everywhere in later ones."
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         self.calls += 1
         tokens = torch.tensor([1, 1, 1, EOS, 2, 2] if self.calls == 1 else [self.calls % 7] * 6)
-        return Prediction((50.0 * F.one_hot(tokens, V).float()).expand(len(ids), -1, -1), torch.zeros(len(ids), 6), None)
+        return Prediction((50.0 * F.one_hot(tokens, V).float()).expand(len(ids), -1, -1), torch.zeros(len(ids), 6), None).at(at)
 
 
 def test_behind_a_written_end_all_is_final():
@@ -313,8 +315,8 @@ def test_senseless_policies_are_refused(make_policy):
 
 
 def test_the_policy_is_the_configs():
-    assert make(stop_threshold=0.3).policy() == RefineGate(stop_threshold=0.3)
-    assert make(use_refine_gate=False, min_refine_uncertainty=0.4).policy() == EntropyThreshold(0.4, 0.02)
+    assert make(stop_threshold=0.3).default_policy() == RefineGate(stop_threshold=0.3)
+    assert make(use_refine_gate=False, min_refine_uncertainty=0.4).default_policy() == EntropyThreshold(0.4, 0.02)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=20))
@@ -328,7 +330,7 @@ def test_auroc_by_counting_pairs(pairs):
 class Knowing(Fixed):
     "Writes one text, and holds a confidence of 0.9 in its own tokens and 0.1 in others."
     def real_tokens(self, ids): return torch.ones_like(ids, dtype=torch.bool)
-    def denoise(self, ids, state=None): return super().denoise(ids)._replace(confidence=torch.where(ids == self.logits.argmax(-1), 0.9, 0.1))
+    def denoise(self, ids, state=None, at=None): return super().denoise(ids)._replace(confidence=torch.where(ids == self.logits.argmax(-1), 0.9, 0.1)).at(at)
 
 
 def test_fills_are_judged_where_they_were_filled():

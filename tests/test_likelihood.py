@@ -9,11 +9,13 @@ from hypothesis import given, settings, strategies as st
 
 from shimmer.corruption import Batch
 from shimmer.gpt import GPTConfig, GPTModel
-from shimmer.layers import Prediction
-from shimmer.likelihood import (bits_per_byte, bootstrap_interval, check_cache, check_estimate, check_no_leak, check_texts, compare, duel_nll, exact_nelbo, left_to_right_nll, nelbo, nll,
-                                paired_difference, total_mass)
+from shimmer.likelihood import bits_per_byte, bootstrap_interval, check_texts, compare, duel_nll, exact_nelbo, left_to_right_nll, nelbo, nll, paired_difference
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
-from shimmer.samplers import Decision, Remasking, TopK, highest, refine
+from shimmer.models import Prediction
+from shimmer.objectives import NextToken
+from shimmer.policies import Decision, Remasking, TopK, highest
+from shimmer.samplers import refine
+from shimmer.testing import check_cache, check_estimate, check_no_leak, total_mass
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -34,7 +36,7 @@ class Table(torch.nn.Module):
         self.answers = torch.randn(*[V + 1] * L, L, V, generator=generator(seed), dtype=torch.float64)
         self.config = config(V, L)
 
-    def denoise(self, ids, state=None): return Prediction(self.answers[tuple(ids.T)])
+    def denoise(self, ids, state=None, at=None): return Prediction(self.answers[tuple(ids.T)]).at(at)
 
 
 class World:
@@ -44,19 +46,19 @@ class World:
         self.probs = torch.rand(len(self.texts), generator=generator(seed), dtype=torch.float64) + 0.01
         self.probs /= self.probs.sum()
 
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         V = self.config.vocab_size
         fits = ((ids[:, None] == self.texts) | (ids[:, None] == V)).all(-1) * self.probs
-        return Prediction(torch.einsum("bn,nlv->blv", fits, torch.nn.functional.one_hot(self.texts, V).double()).log())
+        return Prediction(torch.einsum("bn,nlv->blv", fits, torch.nn.functional.one_hot(self.texts, V).double()).log()).at(at)
 
 
 class Recorder:
     "Knows nothing, and keeps every canvas it is shown."
     def __init__(self, V, L, pad=None): self.config, self.seen = config(V, L, pad), []
 
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         self.seen.append(ids.clone())
-        return Prediction(torch.zeros(*ids.shape, self.config.vocab_size))
+        return Prediction(torch.zeros(*ids.shape, self.config.vocab_size)).at(at)
 
 
 def costs(model, texts, masked):
@@ -235,9 +237,9 @@ def threshold(tau):
 
 class Carrier(Table):
     "A table whose answers also depend on the sum of the canvases it has seen: a model with a state of its rows."
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         state = ids.double().sum(1) if state is None else state + ids.double().sum(1)
-        return Prediction(self.answers[tuple(ids.T)] * (1 + state.sin())[:, None, None], state=state)
+        return Prediction(self.answers[tuple(ids.T)] * (1 + state.sin())[:, None, None], state=state).at(at)
 
 
 class Reader:
@@ -246,7 +248,7 @@ class Reader:
         self.config = SimpleNamespace(vocab_size=V, pad_token_id=pad, max_seq_len=L)
         self.answers = [torch.randn(*[V] * i, V, generator=generator(seed + i), dtype=torch.float64) for i in range(L)]
 
-    def prefix_logits(self, ids): return torch.stack([table[tuple(ids[:, :i].T)].expand(len(ids), -1) for i, table in enumerate(self.answers[: ids.shape[1]])], 1)
+    def next_token_logits(self, ids): return torch.stack([table[tuple(ids[:, :i].T)].expand(len(ids), -1) for i, table in enumerate(self.answers[: ids.shape[1]])], 1)
 
 
 def logits_of(model, canvas): return model.denoise(canvas).logits.log_softmax(-1)
@@ -357,13 +359,13 @@ class Padded(Table):
         super().__init__(V, L, seed)
         self.config = config(V, L, pad=V + 1)
 
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         logits = torch.zeros(*ids.shape, self.config.vocab_size, dtype=torch.float64)
         for row, real, out in zip(ids, ids != self.config.pad_token_id, logits):
             packed = torch.full((self.config.max_seq_len,), self.config.mask_token_id)
             packed[: real.sum()] = row[real]
             out[real] = self.answers[tuple(packed)][: real.sum()]
-        return Prediction(logits)
+        return Prediction(logits).at(at)
 
 
 def test_pads_change_nothing():
@@ -424,7 +426,7 @@ def test_a_gpt_has_a_likelihood(gpt):
     assert math.isclose(total_mass(lambda ids: left_to_right_nll(gpt, ids), 3, 4), 1, rel_tol=1e-5)
     texts = all_texts(3, 4)
     torch.testing.assert_close(duel_nll(gpt, texts, "left_to_right"), nll(gpt, texts))
-    loss = torch.stack([gpt.loss(Batch(text[None], torch.zeros(1, 5)), None)["loss"] for text in texts]).detach()
+    loss = torch.stack([NextToken()(gpt, Batch(text[None], torch.zeros(1, 5)))["loss"] for text in texts]).detach()
     torch.testing.assert_close(nll(gpt, texts, batch_size=7) / 4, loss.double(), rtol=1e-5, atol=1e-5)
     assert math.isclose(total_mass(lambda ids: nll(gpt, ids), 3, 1), 1, rel_tol=1e-5)
 
@@ -559,7 +561,7 @@ def test_no_leak_passes_what_is_right_and_finds_what_leaks(lira, gpt):
         with pytest.raises(ValueError, match="leak: changing them moved a logit at position .* by"): check_no_leak(leaking, ids, hidden, vocab_size=10, tolerance=1e-6)
     ids, suffix = torch.randint(3, (4, 8), generator=generator(3)), torch.arange(8).expand(4, -1) >= 5
     first = torch.arange(8).expand(4, -1) == 5
-    check_no_leak(lambda ids, hidden: gpt.prefix_logits(ids), ids, suffix, read=first)
+    check_no_leak(lambda ids, hidden: gpt.next_token_logits(ids), ids, suffix, read=first)
     with pytest.raises(ValueError, match="at position 5"): check_no_leak(lambda ids, hidden: gpt(ids).logits, ids, suffix, read=first)
     with pytest.raises(ValueError, match="no True"): check_no_leak(masked, ids, torch.zeros_like(suffix))
     with pytest.raises(ValueError, match="1 token"): check_no_leak(lambda ids, hidden: gpt(ids).logits, ids, suffix, vocab_size=1)

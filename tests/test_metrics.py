@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shimmer import metrics
 from shimmer.corpora import Tales
 from shimmer.gpt import GPTConfig, GPTModel
-from shimmer.layers import Prediction
+from shimmer.models import Prediction
 from shimmer.metrics import (TOPICS, Topic, calibration, coherence, coherence_controls, confidence_at_filled, confidence_at_masked, confidence_gap, consecutive_repetition, diversity,
                              generation_metrics, generation_perplexity, internal_diversity, judge_tales, known_molecules, molecule_metrics, molecule_properties, ngrams, property_histograms, random_selfies,
                              read_molecule, reliability_diagram, repetition, self_similarity, shuffle_words, split_words, token_entropy, uniqueness, wasserstein, wilson_interval)
@@ -207,13 +207,13 @@ class Confident:
         self.even, self.seen = even, []
         self.config = SimpleNamespace(vocab_size=V, mask_token_id=MASK, pad_token_id=PAD, max_seq_len=20)
 
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         self.seen.append((ids.clone(), state))
         logits = torch.zeros(*ids.shape, V + 1)
         logits[..., [MASK, PAD]] = 30.0  # a head that could write what no text holds
         logits[..., 1] = 20.0
         if self.even: logits[..., 2] = 20.0
-        return Prediction(logits, torch.where(ids == MASK, 0.25, ids / 10), state=len(self.seen))
+        return Prediction(logits, torch.where(ids == MASK, 0.25, ids / 10), state=len(self.seen)).at(at)
 
 
 def sample_texts(seed=0):
@@ -258,7 +258,7 @@ def test_the_size_of_a_batch_changes_nothing():
 
 def test_models_without_a_head_and_impossible_ratios_are_refused():
     class Headless(Confident):
-        def denoise(self, ids, state=None): return super().denoise(ids, state)._replace(confidence=None)
+        def denoise(self, ids, state=None, at=None): return super().denoise(ids, state)._replace(confidence=None).at(at)
     gpt = GPTModel(GPTConfig(V, hidden_size=8, num_layers=1, num_heads=1, max_seq_len=12, pad_token_id=PAD))
     for measure in (confidence_at_masked, confidence_at_filled):
         for model in (Headless(), gpt):
@@ -274,7 +274,7 @@ class Unigram:
     def __init__(self, probs):
         self.probs, self.config = torch.tensor(probs), SimpleNamespace(vocab_size=len(probs), mask_token_id=None, pad_token_id=None, max_seq_len=50)
 
-    def prefix_logits(self, ids): return self.probs.log().expand(*ids.shape, -1)
+    def next_token_logits(self, ids): return self.probs.log().expand(*ids.shape, -1)
 
 
 def test_a_judge_prefers_repetition_and_the_entropy_gives_it_away():

@@ -9,10 +9,10 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from shimmer.layers import Prediction
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
-from shimmer.samplers import (Decision, Order, Remasking, RowNoise, Schedule, TopK, Trajectory, View, draw_tokens, generate_topk,
-                              generate_with_remasking, highest, make_canvas, masks_left, refine)
+from shimmer.models import Prediction
+from shimmer.policies import Decision, Order, Remasking, RowNoise, Schedule, TopK, View, draw_tokens, highest, masks_left
+from shimmer.samplers import Trajectory, generate_topk, generate_with_remasking, make_canvas, refine
 
 ORDERS, SCHEDULES = Order.__args__, Schedule.__args__
 WORDS, PAD, EOS, MASK = 6, 6, 7, 8  # ids 0..5 are words
@@ -28,7 +28,7 @@ class World(nn.Module):
         self.calls = 0
         self.config = SimpleNamespace(vocab_size=max(8, mask + 1 if mask < 8 else 8), mask_token_id=mask, pad_token_id=pad, max_seq_len=self.rows.shape[1])
 
-    def denoise(self, ids, state=None):
+    def denoise(self, ids, state=None, at=None):
         assert state == (self.calls or None) and not self.training
         self.calls += 1
         known = (ids != self.config.mask_token_id) & (ids != PAD)
@@ -36,7 +36,7 @@ class World(nn.Module):
         wrong = ((ids[:, None] != rows) & known[:, None]).sum(-1)
         weight = self.p * (wrong == wrong.amin(1, keepdim=True))
         share = torch.einsum("bn,nlv->blv", weight / weight.sum(1, keepdim=True), F.one_hot(rows, self.config.vocab_size).double())
-        return Prediction(share.log(), None if self.head is None else self.head(ids), self.calls)
+        return Prediction(share.log(), None if self.head is None else self.head(ids), self.calls).at(at)
 
 
 def hashed_confidence(ids):

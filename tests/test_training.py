@@ -17,15 +17,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import shimmer.checkpoints as checkpoints
 import shimmer.training as training
-from shimmer.layers import PretrainedModel
+from shimmer.checkpoints import load_checkpoint, restore_checkpoint, save_checkpoint
+from shimmer.devices import autocast, native_precision, resolve_precision
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
+from shimmer.models import Prediction, PretrainedModel
+from shimmer.objectives import MaskedLM
 from shimmer.tokenizers import EncodedCorpus, WordTokenizer
-from shimmer.training import Plan, Stage, TrainConfig, evaluating, fit, flops_per_update, learning_rate_share, load_checkpoint, make_accelerator, make_optimizers, restore_checkpoint, save_checkpoint
+from shimmer.training import BaseTrainer, Canvases, DataSchedule, Stage, TrainConfig, evaluating, fit, flops_per_update, lr_scale, make_accelerator, make_optimizers
 
 WORDS = " ".join("abcdefghijklmnopqrst")
 TIMES = ("seconds", "tokens_per_second")
-STAGES = (Stage("one", 1, (0.3, 0.3), epochs=2, share_of_data=0.5), Stage("two", 2, (0.01, 1.0), confidence_weight=0.1, epochs=1, share_of_data=0.5))
+STAGES = (Stage("one", MaskedLM(num_refine_steps=1, mask_ratio=(0.3, 0.3)), epochs=2, data_fraction=0.5), Stage("two", MaskedLM(num_refine_steps=2, mask_ratio=(0.01, 1.0), confidence_weight=0.1), epochs=1, data_fraction=0.5))
 
 
 def make_corpus(train=96, valid=8, length=12):
@@ -70,7 +74,7 @@ SLOWLY_AND_OFTEN_KILLED = """
 import os, random, signal, sys, time
 sys.path.insert(0, {tests!r})
 from test_training import *
-write, rename, chance, landed = training.save_file, training.Path.rename, random.Random(0), 0
+write, rename, chance, landed = checkpoints.save_file, checkpoints.Path.rename, random.Random(0), 0
 def slow_write(tensors, path):
     os.write(begun, b"x")
     path.write_bytes(b"half a f")
@@ -80,7 +84,7 @@ def slow_rename(self, target):
     result = rename(self, target)
     time.sleep(0.05)
     return result
-training.save_file, training.Path.rename = slow_write, slow_rename
+checkpoints.save_file, checkpoints.Path.rename = slow_write, slow_rename
 for attempt in range(7):
     seen, begun = os.pipe()
     if not (child := os.fork()):
@@ -123,7 +127,7 @@ def points_of(action, monkeypatch, at):
                 if count == at: raise Killed
                 return function(*args, **kwargs)
             return wrapped
-        for owner, name in ((training.Path, "rename"), (training.Path, "mkdir"), (training.Path, "write_text"), (training.shutil, "rmtree"), (training, "save_file"), (training.os, "fsync")):
+        for owner, name in ((checkpoints.Path, "rename"), (checkpoints.Path, "mkdir"), (checkpoints.Path, "write_text"), (checkpoints.shutil, "rmtree"), (checkpoints, "save_file"), (checkpoints.os, "fsync")):
             patch.setattr(owner, name, counted(getattr(owner, name)))
         try: action()
         except Killed: return True
@@ -184,12 +188,12 @@ except OSError as error: print(error)
 
 def test_a_rename_that_fails_keeps_the_checkpoint(monkeypatch, tmp_path):
     save_checkpoint(tmp_path / "run", make_model(1), WordTokenizer.train([WORDS]))
-    rename, calls = training.Path.rename, []
+    rename, calls = checkpoints.Path.rename, []
     def busy(self, target):
         calls.append(self)
         if len(calls) == 2: raise OSError(16, "Device or resource busy")
         return rename(self, target)
-    monkeypatch.setattr(training.Path, "rename", busy)
+    monkeypatch.setattr(checkpoints.Path, "rename", busy)
     with pytest.raises(OSError, match="resource busy.*the one before it is kept"): save_checkpoint(tmp_path / "run", make_model(2), WordTokenizer.train([WORDS]))
     assert load_checkpoint(tmp_path / "run") and (tmp_path / "run").exists()
 
@@ -202,24 +206,22 @@ def test_a_linked_directory_stays_linked(tmp_path):
 
 
 def test_what_is_no_checkpoint_is_refused_as_it_was_named(tmp_path):
-    for name in ("owner/name", tmp_path / "absent"):
-        with pytest.raises(FileNotFoundError, match=f"{name} is no folder"): load_checkpoint(name)
+    with pytest.raises(FileNotFoundError, match="absent is no folder"): load_checkpoint(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="owner/name is not a directory, and the Hub gave no config.json"): load_checkpoint("owner/name")
 
 
 # --- resumed ---------------------------------------------------------------------------------------------------------
 
 def test_resuming_from_every_checkpoint_ends_in_the_same_weights(corpus, unbroken, tmp_path):
-    total = Plan(STAGES, 96, 8, 0).total
+    total = DataSchedule(STAGES, 96, 8, 0).total
     for update in (1, 4, total - 1):
         config = make_config(tmp_path / str(update))
         model, count = make_model(), 0
-        loss = model.loss
-        def mortal(batch, stage):
+        def mortal(module, args):
             nonlocal count
-            count += 1
+            count += module.training
             if count == update: raise Killed
-            return loss(batch, stage)
-        model.loss = mortal
+        model.register_forward_pre_hook(mortal)
         with pytest.raises(Killed): fit(model, corpus, STAGES, config)
         resumed = fit(make_model(seed=3).eval(), corpus, STAGES, config, resume=True) if update > 3 else fit(make_model().eval(), corpus, STAGES, config, resume=True)
         assert same(resumed.model, unbroken.model) and timeless(resumed.log) == timeless(unbroken.log)
@@ -229,7 +231,7 @@ def test_resuming_a_finished_run_returns_its_model_and_writes_nothing(corpus, un
     stamp = (unbroken.checkpoint_dir / "model.safetensors").stat().st_mtime_ns
     again = fit(make_model(seed=5), corpus, STAGES, make_config(unbroken.checkpoint_dir), resume=True)
     assert same(again.model, unbroken.model) and again.steps == unbroken.steps and again.log == unbroken.log
-    assert again.model.config.num_refine_steps == 2 and not again.model.training
+    assert again.model.config == make_model().config and not again.model.training
     assert (unbroken.checkpoint_dir / "model.safetensors").stat().st_mtime_ns == stamp
 
 
@@ -252,7 +254,7 @@ def test_a_changed_config_is_refused(change, named, corpus, unbroken):
 
 def test_another_model_corpus_or_curriculum_is_refused(corpus, unbroken):
     config = make_config(unbroken.checkpoint_dir)
-    for model, data, stages, named in ((make_model(hidden_size=16), corpus, STAGES, "model"), (make_model(), make_corpus(train=104), STAGES, "canvases"),
+    for model, data, stages, named in ((make_model(hidden_size=16), corpus, STAGES, "model"), (make_model(), make_corpus(train=104), STAGES, "data"),
                                        (make_model(), corpus, STAGES[::-1], "stages"), (make_model(), replace(corpus, train=corpus.train.select(range(95, -1, -1))), STAGES, "data")):
         with pytest.raises(ValueError, match=f"begun with another .*{named}"): fit(model, data, stages, config, resume=True)
 
@@ -276,7 +278,7 @@ def test_nothing_is_replaced_unasked(corpus, tmp_path):
     config = make_config(tmp_path / "run")
     fit(make_model(), corpus, STAGES[:1], config)
     with pytest.raises(FileExistsError, match="exists: give another one, resume it, or overwrite it"): fit(make_model(), corpus, STAGES[:1], config)
-    assert fit(make_model(), corpus, STAGES, config, overwrite=True).steps == Plan(STAGES, 96, 8, 0).total
+    assert fit(make_model(), corpus, STAGES, config, overwrite=True).steps == DataSchedule(STAGES, 96, 8, 0).total
     make_model().save_pretrained(tmp_path / "published")
     with pytest.raises(FileExistsError, match="no training_state"): fit(make_model(), corpus, STAGES, make_config(tmp_path / "published"), resume=True)
     (tmp_path / "notes").mkdir()
@@ -296,12 +298,13 @@ class Fragile(LatentCanvasModel):
         self.update, self.gradient, self.calls = update, gradient, 0
         return self
 
-    def loss(self, batch, stage):
+    def forward(self, *args, **options):
+        logits, confidence, state = super().forward(*args, **options)
+        if not self.training: return Prediction(logits, confidence, state)
         self.calls += 1
-        losses = super().loss(batch, stage)
-        if self.calls < self.update: return losses
+        if self.calls < self.update: return Prediction(logits, confidence, state)
         p = next(self.parameters()).sum()
-        return losses | {"loss": losses["loss"] + (((p - p.detach()).sqrt() * 0 if self.gradient else p * math.nan))}
+        return Prediction(logits + ((p - p.detach()).sqrt() * 0 if self.gradient else p * math.nan), confidence, state)
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -319,7 +322,7 @@ def test_without_a_checkpoint_it_says_that_there_is_none(corpus):
 
 # --- several parts and processes -------------------------------------------------------------------------------------
 
-PLAIN = tuple(replace(stage, confidence_weight=0.0) for stage in STAGES)
+PLAIN = tuple(replace(stage, objective=replace(stage.objective, confidence_weight=0.0)) for stage in STAGES)
 CLOSE = dict(atol=1e-5, rtol=0)
 
 
@@ -369,8 +372,8 @@ def test_two_processes_agree_with_one(corpus, tmp_path):
 
 @given(total=st.integers(1, 500), warmup=st.integers(0, 600), floor=st.floats(0, 1))
 def test_the_learning_rate_rises_falls_and_stays_between_floor_and_peak(total, warmup, floor):
-    config = TrainConfig(warmup_steps=warmup, min_lr_share=floor)
-    shares = [learning_rate_share(s, total, config) for s in range(total)]
+    config = TrainConfig(warmup_steps=warmup, min_lr_scale=floor)
+    shares = [lr_scale(s, total, config) for s in range(total)]
     w = max(1, min(warmup, total))
     expected = [min(1, (s + 1) / w) * (floor + (1 - floor) * (1 + math.cos(math.pi * s / total)) / 2) for s in range(total)]
     assert shares == pytest.approx(expected)
@@ -381,21 +384,21 @@ def test_the_learning_rate_rises_falls_and_stays_between_floor_and_peak(total, w
 
 def test_each_optimiser_follows_the_schedule_from_its_own_peak(corpus):
     config = make_config(lr=1e-2, muon_lr=3e-3)
-    updater = training.Updater(make_model(), corpus, Plan(STAGES, 96, 8, 0), config)
+    trainer = BaseTrainer(make_model(), Canvases(corpus.train), DataSchedule(STAGES, 96, 8, 0), config)
     for step in range(4):
-        updater.update()
-        share = learning_rate_share(step, updater.plan.total, config)
-        for optimizer, peak in zip(updater.optimizers, (3e-3, 1e-2)): assert all(group["lr"] == pytest.approx(peak * share) for group in optimizer.param_groups)
+        trainer.update()
+        share = lr_scale(step, trainer.schedule.total, config)
+        for optimizer, peak in zip(trainer.optimizers, (3e-3, 1e-2)): assert all(group["lr"] == pytest.approx(peak * share) for group in optimizer.param_groups)
 
 
 def test_the_average_equals_its_formula(corpus):
-    updater = training.Updater(make_model(), corpus, Plan(STAGES, 96, 8, 0), make_config(ema_decay=0.5))
-    average = {name: p.detach().clone().double() for name, p in updater.model.named_parameters()}
+    trainer = BaseTrainer(make_model(), Canvases(corpus.train), DataSchedule(STAGES, 96, 8, 0), make_config(ema_decay=0.5))
+    average = {name: p.detach().clone().double() for name, p in trainer.model.named_parameters()}
     for step in range(1, 15):
-        updater.update()
+        trainer.update()
         d = min(0.5, step / (step + 10))
-        for name, p in updater.model.named_parameters(): average[name] = d * average[name] + (1 - d) * p.detach().double()
-    for name, p in updater.average.items(): torch.testing.assert_close(p.double(), average[name], atol=1e-6, rtol=1e-5)
+        for name, p in trainer.model.named_parameters(): average[name] = d * average[name] + (1 - d) * p.detach().double()
+    for name, p in trainer.average.items(): torch.testing.assert_close(p.double(), average[name], atol=1e-6, rtol=1e-5)
 
 
 def test_muon_moves_the_matrices_of_all_blocks_and_nothing_else():
@@ -470,11 +473,11 @@ def test_evaluating_puts_back_what_it_found_even_after_an_error():
 
 
 def test_clipping_scales_the_gradient_to_its_norm(corpus):
-    run = lambda clip: training.Updater(make_model(dropout=0.0), corpus, Plan(STAGES, 96, 8, 0), make_config(optimizer="adamw", clip=clip))
+    run = lambda clip: BaseTrainer(make_model(dropout=0.0), Canvases(corpus.train), DataSchedule(STAGES, 96, 8, 0), make_config(optimizer="adamw", clip=clip))
     free, tight = run(1e6), run(1e-9)
     start = make_model(dropout=0.0)
     assert free.update()["grad_norm"].equal(tight.update()["grad_norm"])
-    step = lambda updater: max((p - q).abs().max().item() for p, q in zip(updater.model.parameters(), start.parameters()))
+    step = lambda trainer: max((p - q).abs().max().item() for p, q in zip(trainer.model.parameters(), start.parameters()))
     assert step(tight) < 0.2 * step(free)
 
 
@@ -483,18 +486,18 @@ def test_clipping_scales_the_gradient_to_its_norm(corpus):
 @settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), canvases=st.integers(40, 200), batch_size=st.integers(1, 10), epochs=st.integers(1, 3), shares=st.lists(st.floats(0.25, 0.5), min_size=1, max_size=2))
 def test_a_plan_reads_each_canvas_once_an_epoch_and_none_in_two_stages(seed, canvases, batch_size, epochs, shares):
-    stages = tuple(Stage(str(i), epochs=epochs, share_of_data=share) for i, share in enumerate(shares))
-    plan = Plan(stages, canvases, batch_size, seed)
+    stages = tuple(Stage(str(i), epochs=epochs, data_fraction=share) for i, share in enumerate(shares))
+    plan = DataSchedule(stages, canvases, batch_size, seed)
     rows = [plan.batch(s, 4) for s in range(plan.total)]
     for stage, share, steps in zip(stages, plan.shares, plan.steps):
-        mine = [r for s, r, _ in rows if s is stage]
+        mine = [r for s, r, _, _ in rows if s is stage]
         per_epoch = steps // epochs
         assert len(mine) == steps and per_epoch == len(share) // batch_size
         for e in range(epochs): assert len(set(torch.cat(mine[e * per_epoch:(e + 1) * per_epoch]).tolist())) == per_epoch * batch_size
         assert {i for r in mine for i in r.tolist()} <= set(share.tolist())
     assert torch.cat(plan.shares).unique().numel() == sum(map(len, plan.shares))
     step = plan.total - 1
-    assert all(a.equal(b) for a, b in zip(Plan(stages, canvases, batch_size, seed).batch(step, 4)[1:], rows[step][1:]))
+    assert all(a.equal(b) for a, b in zip(DataSchedule(stages, canvases, batch_size, seed).batch(step, 4)[1:3], rows[step][1:3]))
     with pytest.raises(IndexError, match=f"update {plan.total} "): plan.batch(plan.total, 4)
 
 
@@ -513,14 +516,14 @@ def make_model_untouched():
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 def test_log_rows_have_their_fields_and_are_what_is_on_disk(unbroken):
-    plan = Plan(STAGES, 96, 8, 0)
+    plan = DataSchedule(STAGES, 96, 8, 0)
     assert [json.loads(line) for line in open(unbroken.checkpoint_dir / "log.jsonl")] == unbroken.log
     losses, bounds = ([row for row in unbroken.log if key in row] for key in ("loss", "valid_nats"))
     assert len(losses) + len(bounds) == len(unbroken.log)
     for row in losses:
         parts = {"token_loss", "confidence_loss"} if row["stage"] == "two" else set()
         assert row.keys() == {"step", "stage", "loss", "grad_norm", "lr", *TIMES} | parts
-        assert row["lr"] == pytest.approx(1e-2 * learning_rate_share(row["step"] - 1, plan.total, make_config()))
+        assert row["lr"] == pytest.approx(1e-2 * lr_scale(row["step"] - 1, plan.total, make_config()))
     for row in bounds:
         assert row.keys() == {"step", "stage", "valid_nats", "valid_nats_per_token", "valid_standard_error", "seconds"}
         assert row["valid_nats"] == pytest.approx(12 * row["valid_nats_per_token"]) and row["valid_standard_error"] > 0
@@ -565,15 +568,20 @@ def test_the_bar_shows_stage_loss_and_speed(corpus, capsys):
 
 # --- refused ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("values", [dict(num_refine_steps=0), dict(epochs=0), dict(share_of_data=0), dict(share_of_data=1.5), dict(mask_ratio=(0.0, 1.0)), dict(mask_ratio=(0.9, 0.1)),
-                                    dict(confidence_weight=-1), dict(confidence_weight=math.nan), dict(weighting="mean")])
+@pytest.mark.parametrize("values", [dict(num_refine_steps=0), dict(mask_ratio=(0.0, 1.0)), dict(mask_ratio=(0.9, 0.1)), dict(confidence_weight=-1), dict(confidence_weight=math.nan), dict(weighting="mean")])
+def test_objectives_that_make_no_sense_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))) as error: MaskedLM(**values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", [dict(epochs=0), dict(data_fraction=0), dict(data_fraction=1.5), dict(objective="mlm")])
 def test_stages_that_make_no_sense_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))) as error: Stage("odd", **values)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("values", [dict(batch_size=0), dict(gradient_accumulation=0), dict(log_every=0), dict(validate_every=0), dict(validation_texts=0), dict(validation_draws=0), dict(checkpoint_every=-1),
-                                    dict(lr=0), dict(lr=math.nan), dict(muon_lr=-1), dict(clip=0), dict(weight_decay=-0.1), dict(seed=-1), dict(seed=2**32), dict(warmup_steps=-1), dict(min_lr_share=2), dict(ema_decay=1.0), dict(precision="fp8"), dict(optimizer="sgd")])
+                                    dict(lr=0), dict(lr=math.nan), dict(muon_lr=-1), dict(clip=0), dict(weight_decay=-0.1), dict(seed=-1), dict(seed=2**32), dict(warmup_steps=-1), dict(min_lr_scale=2), dict(ema_decay=1.0), dict(precision="fp8"), dict(optimizer="sgd")])
 def test_settings_that_make_no_sense_are_refused(values):
     (name, value), = values.items()
     with pytest.raises(ValueError, match=f"{name}.*{str(value)}") as error: TrainConfig(**values)
@@ -594,17 +602,25 @@ class Bare(PretrainedModel):
         super().__init__()
         self.config, self.bias = config, nn.Parameter(torch.zeros(config.vocab_size))
 
-    def loss(self, batch, stage): return {"loss": F.cross_entropy(self.bias.expand(*batch.ids.shape, -1).transpose(1, 2), batch.ids)}
+
+@dataclass(frozen=True)
+class Marginal:
+    "An objective of one's own, for a model that keeps no promise at all."
+    def __call__(self, model, batch): return {"loss": F.cross_entropy(model.bias.expand(*batch.ids.shape, -1).transpose(1, 2), batch.ids)}
 
 
-def test_the_trainer_knows_nothing_of_models_but_their_loss(corpus, tmp_path):
+BARE_STAGES = tuple(replace(stage, objective=Marginal()) for stage in STAGES)
+
+
+def test_the_trainer_knows_nothing_of_models(corpus, tmp_path):
     bound = lambda model, ids, draws, seed: F.cross_entropy(model.bias.expand(*ids.shape, -1).transpose(1, 2), ids, reduction="none").sum(1)
     model = Bare(BareConfig(corpus.tokenizer.vocab_size))
-    result = fit(model, corpus, STAGES, make_config(tmp_path / "run", optimizer="adamw", lr=0.1), measure=bound)
+    result = fit(model, corpus, BARE_STAGES, make_config(tmp_path / "run", optimizer="adamw", lr=0.1), measure=bound)
     bounds = [row["valid_nats"] for row in result.log if "valid_nats" in row]
     assert bounds[0] != bounds[-1] and same(load_checkpoint(tmp_path / "run")[0], result.model)
     for options, named in ((dict(), "has none: choose adamw"), (dict(optimizer="adamw", compile=True), "compiled_parts")):
-        with pytest.raises(ValueError, match=named): fit(model, corpus, STAGES, make_config(**options), measure=bound)
+        with pytest.raises(ValueError, match=named): fit(model, corpus, BARE_STAGES, make_config(**options), measure=bound)
+    with pytest.raises(ValueError, match="Bare names no objective of its own"): fit(model, corpus, [Stage("whatever", data_fraction=1.0)], make_config(optimizer="adamw"), measure=bound)
 
 
 def test_what_does_not_fit_together_is_refused_before_the_first_update(corpus):
@@ -616,10 +632,10 @@ def test_what_does_not_fit_together_is_refused_before_the_first_update(corpus):
     refused("0 validation canvases", data=make_corpus(valid=0))
     refused("say where the checkpoint lies", resume=True)
     refused("stages is empty", stages=())
-    refused("add up to 1.5", stages=(*STAGES, Stage("more", share_of_data=0.5)))
+    refused("add up to 1.5", stages=(*STAGES, Stage("more", data_fraction=0.5)))
     refused("batch_size is 64", config=make_config(batch_size=64))
     refused("can't be cut in 3", config=make_config(gradient_accumulation=3))
-    refused("device 'tpu' is not available", config=make_config(device="tpu"))
+    refused("device 'tpu'.*not available", config=make_config(device="tpu"))
     refused("fp16 needs a GPU", config=make_config(precision="fp16", optimizer="adamw"))
     refused("the canvas has 12 tokens", model=make_model(max_seq_len=8))
 
@@ -641,21 +657,21 @@ def test_half_precision_trains_and_keeps_whole_weights(corpus):
                                                      ({"neon": True, "bf16": True}, "fp32"), ({"sve_bf16": True}, "bf16"), ({}, "fp32")])
 def test_auto_takes_bf16_only_where_the_processor_multiplies_it(instructions, precision, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
-    assert training.native_precision("cpu") == training.resolve_precision("auto", torch.device("cpu")) == precision
+    assert native_precision("cpu") == resolve_precision("auto", torch.device("cpu")) == precision
     assert make_accelerator(TrainConfig(device="cpu")).mixed_precision == precision.replace("fp32", "no")
-    with training.autocast("cpu"): assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    assert training.resolve_precision("fp32", "cpu") == "fp32" and training.resolve_precision("bf16", "cpu") == "bf16"
+    with autocast("cpu"): assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    assert resolve_precision("fp32", "cpu") == "fp32" and resolve_precision("bf16", "cpu") == "bf16"
 
 
 def test_auto_is_fp32_where_torch_cannot_say(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert training.native_precision("cpu") == "fp32" and training.native_precision("mps") == "fp32"
+    assert native_precision("cpu") == "fp32" and native_precision("mps") == "fp32"
 
 
 @pytest.mark.parametrize("native, precision", [(True, "bf16"), (False, "fp32")])
 def test_auto_asks_a_gpu_for_more_than_emulation(native, precision, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
-    assert training.native_precision("cuda:1") == precision
+    assert native_precision("cuda:1") == precision
 
 
 def test_progress_says_what_is_trained_how_far_and_how_long_yet(corpus, capsys):
@@ -693,7 +709,7 @@ def test_a_gpu_trains_resumes_and_leaves_the_generators_alone(precision, corpus,
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_the_best_weights_are_kept_also_over_a_kill(ema_decay, corpus, tmp_path):
-    plan = Plan(STAGES, 96, 8, 0)
+    plan = DataSchedule(STAGES, 96, 8, 0)
 
     def run(directory, until=None, resume=False):
         seen = []
@@ -721,14 +737,16 @@ def test_the_best_weights_are_kept_also_over_a_kill(ema_decay, corpus, tmp_path)
     assert plan.total == resumed.steps
 
 
-def test_the_best_weights_come_with_their_number_of_refinements(corpus, tmp_path):
-    "The best validation lies in the stage of one refinement; the run ends with two."
-    def measure(model, ids, draws, seed): return torch.full((len(ids),), float(model.config.num_refine_steps), dtype=torch.float64)
-    result = fit(make_model(), corpus, STAGES, make_config(tmp_path / "run", keep_best=True), measure=measure)
-    assert result.model.config.num_refine_steps == 1 and load_checkpoint(tmp_path / "run")[0].config.num_refine_steps == 1
-    assert {row["stage"]: row["valid_nats"] for row in result.log if "valid_nats" in row} == {"one": 1.0, "two": 2.0}
-    again = fit(make_model(), corpus, STAGES, make_config(tmp_path / "run", keep_best=True), resume=True, measure=measure)
-    assert again.model.config.num_refine_steps == 1 and same(again.model, result.model)
+def test_no_stage_changes_a_config_that_two_models_share(corpus, tmp_path):
+    "The first stage refines once, the second twice; the config says four before and after, and validation uses it."
+    model, seen = make_model(), []
+    other = LatentCanvasModel(model.config)
+    def measure(model, ids, draws, seed):
+        seen.append(model.config.num_refine_steps)
+        return torch.ones(len(ids), dtype=torch.float64)
+    result = fit(model, corpus, STAGES, make_config(tmp_path / "run", keep_best=True), measure=measure)
+    assert set(seen) == {4} and result.model.config is other.config and other.config.num_refine_steps == 4
+    assert load_checkpoint(tmp_path / "run")[0].config == other.config
 
 
 def test_without_keep_best_the_last_weights_are_kept(corpus):
@@ -743,43 +761,44 @@ def test_without_keep_best_the_last_weights_are_kept(corpus):
 @given(st.integers(1, 6), st.integers(0, 5), st.integers(0, 2**20))
 @settings(max_examples=30)
 def test_a_range_of_refinements_is_drawn_from_the_updates_number(low, width, seed):
-    ranged, fixed = (Plan((Stage("s", K, share_of_data=1.0),), 64, 8, seed) for K in ((low, low + width), low))
-    for step in range(ranged.total):
-        (stage, rows, noise), (_, rows_fixed, noise_fixed) = ranged.batch(step, 5), fixed.batch(step, 5)
-        assert low <= stage.num_refine_steps <= low + width and stage.num_refine_steps == ranged.batch(step, 5)[0].num_refine_steps
-        assert rows.equal(rows_fixed) and noise.equal(noise_fixed)
+    ranged = MaskedLM(num_refine_steps=(low, low + width))
+    schedule = DataSchedule((Stage("s", ranged, data_fraction=1.0),), 64, 8, seed)
+    seeds = [schedule.batch(step, 5)[3] for step in range(schedule.total)]
+    assert len(set(seeds)) == len(seeds)
+    for s in seeds: assert low <= ranged.draw_refine_steps(s) <= low + width and ranged.draw_refine_steps(s) == ranged.draw_refine_steps(s)
+    assert {ranged.draw_refine_steps(s) for s in range(300)} == set(range(low, low + width + 1))
 
 
-def test_a_range_reaches_the_loss_and_its_greatest_the_config(corpus):
+def test_a_range_reaches_the_model_and_leaves_the_config(corpus):
     class Counting(LatentCanvasModel):
-        def loss(self, batch, stage):
-            used.append(stage.num_refine_steps)
-            return super().loss(batch, stage)
+        def forward(self, input_ids, num_refine_steps=None, state=None, at=None):
+            if self.training: used.append(num_refine_steps)
+            return super().forward(input_ids, num_refine_steps, state, at)
     used = []
-    model = fit(Counting(make_model().config), corpus, (Stage("s", (1, 3), share_of_data=1.0),), make_config()).model
-    assert set(used) == {1, 2, 3} and model.config.num_refine_steps == 3
+    model = fit(Counting(make_model().config), corpus, (Stage("s", MaskedLM(num_refine_steps=(1, 3)), data_fraction=1.0),), make_config()).model
+    assert set(used) == {1, 2, 3} and model.config.num_refine_steps == 4
 
 
 @pytest.mark.parametrize("K", [0, (0, 2), (3, 2)])
 def test_a_range_that_makes_no_sense_is_refused(K):
-    with pytest.raises(ValueError, match="num_refine_steps is .* in stage 's': give at least 1"): Stage("s", K)
+    with pytest.raises(ValueError, match="num_refine_steps is .*: give at least 1"): MaskedLM(num_refine_steps=K)
 
 
 @pytest.mark.parametrize("length, layers", [(12, 1), (8, 2)])
 def test_operations_are_those_of_the_products(length, layers):
     "By hand: 6 a weight and token in the block, attention's two products forwards and four backwards, the head at masked tokens only."
     model, B, D = make_model(num_layers=layers, dropout=0.0), 4, 8
-    all_masked = lambda K: Stage("s", K, (1.0, 1.0), share_of_data=1.0)
+    all_masked = lambda K: MaskedLM(num_refine_steps=K, mask_ratio=(1.0, 1.0))
     counted = {K: flops_per_update(model, all_masked(K), B, length) for K in (1, 2, 3)}
     matrices = sum(p.numel() for p in model.refine_block.parameters() if p.ndim == 2)
     assert counted[2] - counted[1] == counted[3] - counted[2] == 6 * matrices * B * length + layers * 6 * 2 * B * length * length * D
-    assert flops_per_update(model, Stage("s", (1, 3), (1.0, 1.0), share_of_data=1.0), B, length) == counted[3]
+    assert flops_per_update(model, all_masked((1, 3)), B, length) == counted[3]
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_counting_leaves_generators_alone(corpus):
     model, before = make_model(), torch.get_rng_state()
-    flops_per_update(model, STAGES[0], 2, 12)
+    flops_per_update(model, STAGES[0].objective, 2, 12)
     assert before.equal(torch.get_rng_state())
 
 
@@ -801,12 +820,11 @@ class Carry(PretrainedModel):
         self.config, self.bias, self.weight = config, nn.Parameter(torch.zeros(config.vocab_size)), nn.Parameter(torch.ones(config.vocab_size))
         self.teacher, self.notes = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=False), []
 
-    @property
-    def supervision_steps(self): return self.config.supervision_steps
+    def default_objective(self): return Carried(self.config.supervision_steps)
 
-    def loss(self, batch, stage, state=None):
-        self.notes.append((batch.ids, batch.noise, state))
-        carried = torch.zeros(len(batch.ids), 1) if state is None else state[0]
+    def loss(self, batch):
+        self.notes.append((batch.ids, batch.noise, batch.state))
+        carried = torch.zeros(len(batch.ids), 1) if batch.state is None else batch.state[0]
         logits = self.bias + torch.tanh(carried) * self.weight
         target = F.one_hot(batch.ids, self.config.vocab_size).float().mean(1)
         loss = F.cross_entropy(F.dropout(logits, 0.1, self.training), target)
@@ -817,7 +835,13 @@ class Carry(PretrainedModel):
         self.teacher.lerp_(self.bias.detach(), 0.3 if moves > 1 else 1.0)
 
 
-CARRY_STAGES = (Stage("one", share_of_data=0.5, epochs=2), Stage("two", share_of_data=0.5, epochs=1))
+@dataclass(frozen=True)
+class Carried:
+    supervision_steps: int
+    def __call__(self, model, batch): return model.loss(batch)
+
+
+CARRY_STAGES = (Stage("one", epochs=2, data_fraction=0.5), Stage("two", epochs=1, data_fraction=0.5))
 still = lambda model, ids, draws, seed: torch.ones(len(ids))
 
 
@@ -827,7 +851,7 @@ def carry(directory=None, corpus=None, resume=False, model=None, **options):
 
 def test_a_batch_is_supervised_as_often_as_the_model_says_with_detached_state(corpus):
     result = carry(corpus=corpus)
-    assert result.steps == Plan(CARRY_STAGES, 96, 8, 0).total
+    assert result.steps == DataSchedule(CARRY_STAGES, 96, 8, 0).total
     calls, moves = ([n for n in result.model.notes if isinstance(n, kind)] for kind in (tuple, int))
     assert moves == list(range(1, 3 * result.steps + 1)) and len(calls) == len(moves)
     assert [isinstance(n, int) for n in result.model.notes] == [False, True] * len(moves)
@@ -839,26 +863,26 @@ def test_a_batch_is_supervised_as_often_as_the_model_says_with_detached_state(co
 
 def test_supervised_updates_equal_the_loop_written_out(corpus):
     ours, plain = Carry(CarryConfig(22)).eval(), Carry(CarryConfig(22)).eval()
-    plan, config = Plan(CARRY_STAGES, 96, 8, 0), make_config(optimizer="adamw", weight_decay=0.0, ema_decay=0.5)
-    updater, adamw = training.Updater(ours, corpus, plan, config), torch.optim.AdamW([plain.bias, plain.weight], betas=(0.9, 0.95), weight_decay=0.0)
+    plan, config = DataSchedule(CARRY_STAGES, 96, 8, 0), make_config(optimizer="adamw", weight_decay=0.0, ema_decay=0.5)
+    trainer, adamw = BaseTrainer(ours, Canvases(corpus.train), plan, config), torch.optim.AdamW([plain.bias, plain.weight], betas=(0.9, 0.95), weight_decay=0.0)
     average, moves = plain.bias.detach().clone(), 0
     for step in range(3):
-        stage, rows, noise = plan.batch(step, 12)
-        batch, state, losses = training.Batch(torch.as_tensor(corpus.train[rows.tolist()]["ids"]), noise), None, []
+        stage, rows, noise, _ = plan.batch(step, 12)
+        batch, losses = training.Batch(torch.as_tensor(corpus.train[rows.tolist()]["ids"]), noise), []
         for _ in range(3):
-            for group in adamw.param_groups: group["lr"] = config.lr * learning_rate_share(step, plan.total, config)
-            out = plain.loss(batch, stage, state)
+            for group in adamw.param_groups: group["lr"] = config.lr * lr_scale(step, plan.total, config)
+            out = plain.loss(batch)
             adamw.zero_grad()
             out["loss"].backward()
             nn.utils.clip_grad_norm_(plain.parameters(), config.clip)
             adamw.step()
-            state, moves = tuple(part.detach() for part in out["state"]), moves + 1
+            batch.state, moves = tuple(part.detach() for part in out["state"]), moves + 1
             average.lerp_(plain.bias.detach(), 1 - min(0.5, moves / (moves + 10)))
             losses.append(out["loss"].item())
-        row = updater.update()
+        row = trainer.update()
         assert row["loss"].item() == pytest.approx(sum(losses) / 3, rel=1e-5) and row.keys() == {"loss", "grad_norm"}
         torch.testing.assert_close(ours.bias, plain.bias)
-        torch.testing.assert_close(updater.average["bias"], average)
+        torch.testing.assert_close(trainer.average["bias"], average)
 
 
 def test_a_killed_run_of_several_updates_a_batch_ends_in_the_same_weights_and_teacher(corpus, tmp_path):
@@ -879,7 +903,7 @@ def test_a_killed_run_of_several_updates_a_batch_ends_in_the_same_weights_and_te
 
 
 def test_parts_of_a_batch_carry_states_of_their_own(corpus):
-    run = lambda **options: training.Updater(Carry(CarryConfig(22)).eval(), corpus, Plan(CARRY_STAGES, 96, 8, 0), make_config(optimizer="adamw", lr=1e-3, **options))
+    run = lambda **options: BaseTrainer(Carry(CarryConfig(22)).eval(), Canvases(corpus.train), DataSchedule(CARRY_STAGES, 96, 8, 0), make_config(optimizer="adamw", lr=1e-3, **options))
     whole, cut = run(), run(gradient_accumulation=4)
     for _ in range(3): a, b = whole.update(), cut.update()
     assert same(whole.model, cut.model, **CLOSE) and a["loss"].item() == pytest.approx(b["loss"].item(), abs=1e-5)
@@ -892,11 +916,119 @@ def test_another_number_of_supervised_steps_is_another_run(corpus, tmp_path):
 
 
 def test_operations_of_all_supervised_steps_are_counted():
-    class Deep(LatentCanvasModel):
-        supervision_steps = 1
-        def loss(self, batch, stage, state=None): return super().loss(batch, stage) | {"state": (torch.zeros(1),)}
-    once = flops_per_update(make_model(dropout=0.0), STAGES[0], 4, 12)
-    model = Deep(make_model(dropout=0.0).config)
-    for steps in (1, 2, 5):
-        model.supervision_steps = steps
-        assert flops_per_update(model, STAGES[0], 4, 12) == steps * once
+    @dataclass(frozen=True)
+    class Deep:
+        supervision_steps: int
+        def __call__(self, model, batch): return STAGES[0].objective(model, batch) | {"state": (torch.zeros(1),)}
+    model = make_model(dropout=0.0)
+    once = flops_per_update(model, STAGES[0].objective, 4, 12)
+    for steps in (1, 2, 5): assert flops_per_update(model, Deep(steps), 4, 12) == steps * once
+
+
+# --- data of one's own -----------------------------------------------------------------------------------------------
+
+def test_a_tensor_and_a_dataset_train_as_the_corpus_does(corpus, unbroken, tmp_path):
+    ids, valid = (torch.as_tensor(part[:]["ids"]) for part in (corpus.train, corpus.valid))
+    for data in (ids, ids.to(torch.int32), corpus.train):
+        result = fit(make_model(), data, STAGES, make_config(), valid=valid)
+        assert same(result.model, unbroken.model)
+    kept = fit(make_model(), ids, STAGES, make_config(tmp_path / "run"), valid=corpus.valid, tokenizer=corpus.tokenizer)
+    assert same(kept.model, unbroken.model) and load_checkpoint(tmp_path / "run")[1].fingerprint() == corpus.tokenizer.fingerprint()
+    alone = fit(make_model(), ids, [Stage("all", data_fraction=1.0, epochs=1)], make_config())
+    assert alone.steps == (96 - 4) // 8  # one canvas in twenty is kept for validation
+
+
+def test_canvases_read_from_files_train_as_those_held(corpus, unbroken, monkeypatch):
+    monkeypatch.setattr(training, "Canvases", lambda data, *args, **options: Canvases(data, held_bytes=0))
+    assert same(fit(make_model(), corpus, STAGES, make_config()).model, unbroken.model)
+
+
+@pytest.mark.parametrize("data, match", [(torch.rand(4, 12), "integers"), (torch.zeros(12, dtype=torch.int64), "integers"), (-torch.ones(4, 12, dtype=torch.int64), "ids count from 0"),
+                                         (Dataset.from_dict({"tokens": [[1, 2]] * 4}), "columns tokens"), (torch.zeros(1, 12, dtype=torch.int64), "none to validate on")])
+def test_canvases_that_are_none_are_refused(data, match):
+    with pytest.raises(ValueError, match=match): fit(make_model(), data, STAGES, make_config())
+
+
+def test_one_other_canvas_is_other_data(corpus, unbroken):
+    ids = torch.as_tensor(corpus.train[:]["ids"]).clone()
+    ids[-1, -1] = (ids[-1, -1] + 1) % 20
+    with pytest.raises(ValueError, match="begun with another data"):
+        fit(make_model(), ids, STAGES, make_config(unbroken.checkpoint_dir), resume=True, valid=corpus.valid, tokenizer=corpus.tokenizer)
+
+
+@pytest.mark.parametrize("change", [dict(validation_texts=8), dict(validate_every=6), dict(validation_draws=3)])
+def test_how_it_is_validated_belongs_to_a_run_that_keeps_the_best(change, corpus, tmp_path):
+    config = lambda **options: make_config(tmp_path / "run", keep_best=True, **options)
+    fit(make_model(), corpus, STAGES, config())
+    with pytest.raises(ValueError, match=f"begun with another {next(iter(change))}"): fit(make_model(), corpus, STAGES, config(**change), resume=True)
+
+
+# --- one run at a time, and what is left alone -----------------------------------------------------------------------
+
+def test_two_runs_into_one_directory_are_refused(corpus, tmp_path):
+    directory = tmp_path / "run"
+    def measure(model, ids, draws, seed):
+        with pytest.raises(FileExistsError, match=f"is being written by another run .process {os.getpid()} "): fit(make_model(), corpus, STAGES, make_config(directory))
+        return torch.ones(len(ids), dtype=torch.float64)
+    result = fit(make_model(), corpus, STAGES, make_config(directory), measure=measure)
+    assert same(load_checkpoint(directory)[0], result.model) and os.listdir(tmp_path) == ["run"]
+
+
+def test_a_lock_of_a_dead_run_is_taken_over_and_of_another_host_is_not(tmp_path):
+    lock = tmp_path / ".run.lock"
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True).stdout
+    for text in (json.dumps({"pid": int(dead), "host": checkpoints.socket.gethostname()}), "", "{}", "no json"):
+        lock.write_text(text)
+        with checkpoints.lock_checkpoint(tmp_path / "run"): assert json.loads(lock.read_text())["pid"] == os.getpid()
+        assert not lock.exists()
+    lock.write_text(json.dumps({"pid": int(dead), "host": "elsewhere"}))
+    with pytest.raises(FileExistsError, match="on elsewhere"), checkpoints.lock_checkpoint(tmp_path / "run"): pass
+    lock.unlink()
+    with pytest.raises(Killed), checkpoints.lock_checkpoint(tmp_path / "run"): raise Killed
+    assert not lock.exists()
+
+
+def test_an_accelerator_of_the_callers_is_left_alone(corpus):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mine = Accelerator(mixed_precision="bf16", cpu=True)
+    fit(make_model(), corpus, STAGES[:1], make_config(precision="fp32"))
+    assert mine.mixed_precision == "bf16" and AcceleratorState().mixed_precision == "bf16" and mine.device.type == "cpu"
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+# --- updates that are skipped ----------------------------------------------------------------------------------------
+
+def skipping(corpus, skipped):
+    "A trainer whose updates are skipped where `skipped` says so, as fp16's are."
+    trainer = BaseTrainer(make_model(), Canvases(corpus.train), DataSchedule(STAGES, 96, 8, 0), make_config(ema_decay=0.5, optimizer="adamw"))
+    class Optimizer:
+        step_was_skipped = False
+        def __init__(self, inner): self.inner, self.calls = inner, 0
+        def step(self):
+            self.step_was_skipped = skipped(self.calls)
+            self.calls += 1
+            if not self.step_was_skipped: self.inner.step()
+        def zero_grad(self): self.inner.zero_grad()
+    trainer.prepared = [Optimizer(optimizer) for optimizer in trainer.prepared]
+    trainer.accelerator.scaler = type("Scaler", (), dict(unscale_=lambda self, optimizer: None, scale=lambda self, loss: loss))()
+    return trainer
+
+
+def test_a_skipped_update_moves_neither_average_nor_learning_rate(corpus):
+    trainer = skipping(corpus, lambda n: n == 1)
+    trainer.update()
+    average, rate = {name: p.clone() for name, p in trainer.average.items()}, trainer.optimizers[0].param_groups[0]["lr"]
+    trainer.update()
+    assert all(p.equal(average[name]) for name, p in trainer.average.items()) and trainer.skipped == 1
+    trainer.update()
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(trainer.peaks[0] * lr_scale(1, trainer.schedule.total, trainer.config)) != rate
+    assert not all(p.equal(average[name]) for name, p in trainer.average.items()) and trainer.skipped_in_row == 0
+
+
+def test_a_run_whose_every_update_is_skipped_is_dead(corpus, monkeypatch):
+    monkeypatch.setattr(training, "MOST_SKIPPED", 4)
+    trainer = skipping(corpus, lambda n: True)
+    for _ in range(3): trainer.update()
+    with pytest.raises(ValueError, match="4 updates in a row overflowed in fp16"): trainer.update()

@@ -11,12 +11,12 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from rich.console import Console
 
-from shimmer.corpora import Tales
-from shimmer.layers import Prediction
+from shimmer.corpora import KINDS, Tales
+from shimmer.curves import learning_curve, read_log, smooth
+from shimmer.models import Prediction
 from shimmer.samplers import Trajectory, generate_topk
 from shimmer.tokenizers import CharTokenizer
-from shimmer.trajectories import (END, KINDS, MASK, frames_of, learning_curve, quotation, read_log, save_gif, save_player, smooth, trajectory_html,
-                                  trajectory_player, trajectory_strip, trajectory_table, trajectory_text)
+from shimmer.trajectories import END, MASK, frames_of, quotation, save_gif, save_player, trajectory_html, trajectory_player, trajectory_strip, trajectory_table, trajectory_text
 
 MASK_ID, PAD_ID, EOS_ID = 10, 8, 9
 
@@ -151,7 +151,7 @@ class Dice(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(EOS_ID))
         self.config = SimpleNamespace(vocab_size=EOS_ID, mask_token_id=MASK_ID, pad_token_id=PAD_ID, max_seq_len=12)
 
-    def denoise(self, ids, state=None): return Prediction(self.bias.expand(*ids.shape, -1), None, None)
+    def denoise(self, ids, state=None, at=None): return Prediction(self.bias.expand(*ids.shape, -1), None, None).at(at)
 
 
 def test_unequal_prompts_of_a_real_sampler():
