@@ -355,6 +355,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.mask_token_id, self.eos_token_id = special.mask, special.eos
         self.pad_token_id = getattr(tokenizer, "pad_token_id", None)
+        unknown, vocabulary = getattr(tokenizer, "unk_token_id", None), tokenizer.get_vocab()
+        self._special = {special.mask, special.eos, self.pad_token_id, unknown, *getattr(tokenizer, "all_special_ids", ())} - {None}
+        self._reserved = self._special - {unknown}
+        self._spelled = {id: [vocabulary[c] for c in name] for name, id in vocabulary.items()
+                         if id in self._special and all(c in vocabulary for c in name)}
 
     @classmethod
     def from_pretrained(cls,
@@ -369,7 +374,18 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not (texts := list(texts)): return []
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        rows = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        return [row if self._special.isdisjoint(row) else self._spell(text, row) for text, row in zip(texts, rows)]
+
+    def _spell(self, text: str, ids: list[int]) -> list[int]:
+        "The ids of a text that holds the name of a special token, which is written in its characters."
+        spelled = [one for id in ids for one in self._spelled.get(id, [id])]
+        if self.decode(spelled) == text: return spelled
+        if special := self._reserved.intersection(ids):
+            name = self.tokenizer.convert_ids_to_tokens(min(special))
+            raise ValueError(f"{_shown(text, max(0, text.find(name)))} holds {name!r}, which this tokenizer can't write as text: "
+                             "a special token must not come from a text; take it out, or use another tokenizer")
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

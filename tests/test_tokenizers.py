@@ -1,5 +1,6 @@
 """The tokenizer contract, exact round trips over any text, saving and loading, and canvases that lose nothing."""
 import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,6 +39,53 @@ def hf_byte_level():
 def family():
     return {"char": CharTokenizer.train(TEXTS), "word": WordTokenizer.train(TEXTS), "unigram": SentencePieceTokenizer.train(TEXTS, 320),
             "bpe": SentencePieceTokenizer.train(TEXTS, 320, model_type="bpe"), "huggingface": HuggingFaceTokenizer(hf_byte_level())}
+
+
+SPECIAL_WORDS = ["<mask>", "[MASK]", "<|endoftext|>", "<pad>", "[PAD]", "<eos>", "[EOS]", "<unk>", "</s>", "<s>", "<0x41>"]
+
+
+def hf_unigram(characters):
+    "A Unigram vocabulary, like those of T5 and XLM-R, that has its special tokens among its pieces."
+    import tokenizers, transformers
+    pieces = [*((name, 0.0) for name in ("<mask>", "<pad>", "<|endoftext|>", "<unk>")), ("\u2581the", -2.0), ("cat", -3.0)]
+    raw = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces + [(c, -9.0) for c in characters], unk_id=3))
+    raw.pre_tokenizer, raw.decoder = (part.Metaspace(prepend_scheme="never") for part in (tokenizers.pre_tokenizers, tokenizers.decoders))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, mask_token="<mask>", pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>")
+
+
+def hf_words():
+    "A table of words, which finds its special tokens between spaces."
+    import tokenizers, transformers
+    names = ["<mask>", "<pad>", "<|endoftext|>", "<unk>", "the", " ", "cat"]
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    raw.pre_tokenizer, raw.decoder = tokenizers.pre_tokenizers.Split(" ", "isolated"), tokenizers.decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, mask_token="<mask>", pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "unigram", "bpe", "bpe that met them", "huggingface", "huggingface unigram"])
+def test_special_words_in_a_text_stay_text(family, kind):
+    sentences = [f"the {word} cat {word}{word}\n{word}" for word in SPECIAL_WORDS]
+    tokenizer = {"char": lambda: CharTokenizer.train(sentences), "word": lambda: WordTokenizer.train(sentences),
+                 "bpe that met them": lambda: SentencePieceTokenizer.train(sentences * 50, 340, model_type="bpe"),
+                 "huggingface unigram": lambda: HuggingFaceTokenizer(hf_unigram(sorted(set("".join(sentences).replace(" ", "\u2581")))))
+                 }.get(kind, lambda: family[kind])()
+    special = check_contract(tokenizer, sentences + ["".join(SPECIAL_WORDS)])
+    for word in SPECIAL_WORDS: assert not {*special} & {*tokenizer.encode(f"a {word}"[2:])} and tokenizer.decode(tokenizer.encode(word)) == word
+
+
+def test_special_words_in_a_text_of_symbols_stay_text():
+    tokenizer = SelfiesTokenizer.train(["[C][MASK][=O][EOS][PAD]"])
+    special = check_contract(tokenizer, ["[MASK]", "[C][EOS][PAD][MASK]"])
+    assert not {*special} & {*tokenizer.encode("[MASK][EOS][PAD]")}
+
+
+@pytest.mark.parametrize("make", [hf_words, lambda: hf_unigram("\u2581acht")])
+def test_special_words_that_can_not_be_written_are_refused(make):
+    tokenizer = HuggingFaceTokenizer(make())
+    assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
+    for word in ("<mask>", "<pad>", "<|endoftext|>"):
+        with pytest.raises(ValueError, match=rf"holds '{re.escape(word)}'.*take it out, or use another tokenizer"): tokenizer.encode(f"the {word} cat")
+    assert tokenizer.decode(tokenizer.encode("the x cat")) == "the  cat", "what is unknown is lost, as this tokenizer has it"
 
 
 KINDS = ["char", "word", "unigram", "bpe", "huggingface"]
