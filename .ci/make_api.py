@@ -152,9 +152,9 @@ def documented(module: Module, node: ast.stmt) -> str:
 
 def chapter_of(name: str) -> Path:
     "The notebook that exports a module; FileNotFoundError where none does."
-    found = sorted(NBS.glob(f"[0-9][0-9]_{name}.ipynb"))
+    found = sorted([*NBS.glob(f"[0-9][0-9]_{name}.ipynb"), *NBS.glob(f"appendix_{name}.ipynb")])
     if not found:
-        raise FileNotFoundError(f"shimmer/{name}.py has no chapter nbs/NN_{name}.ipynb")
+        raise FileNotFoundError(f"shimmer/{name}.py has no chapter nbs/NN_{name}.ipynb or nbs/appendix_{name}.ipynb")
     return found[0]
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEROES', 'PRONOUNS', 'CAST', 'STORY', 'FEATURES', 'END_OF_TEXT', 'PIECE', 'OPENERS', 'MARKS', 'BLANK_ENDS',
-           'JSON_NAMES', 'SURROGATES', 'KINDS', 'VALID_MOLECULES', 'SHAKESPEARE', 'LOCAL', 'HUB', 'zipf', 'tell',
-           'line_pattern', 'Sentence', 'agree', 'Verdict', 'Tales', 'Corpus', 'CorpusError', 'molecule_tools',
-           'molecules', 'load_corpus']
+           'JSON_NAMES', 'SURROGATES', 'KINDS', 'LOCAL', 'SHAKESPEARE', 'HUB', 'zipf', 'tell', 'line_pattern',
+           'Sentence', 'agree', 'Verdict', 'Tales', 'Corpus', 'CorpusError', 'text_rows', 'local_files', 'hub_dataset',
+           'load_corpus']
 
 # %% ../nbs/00_corpora.ipynb #00345707
 import bz2
@@ -20,19 +20,17 @@ import lzma
 import math
 import os
 import re
-import urllib.request
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TextIO
 import datasets
 import huggingface_hub
 import numpy as np
+import pooch
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -299,9 +297,9 @@ def _building(name: str | Path):
         if not quiet: datasets.enable_progress_bars()
 
 # %% ../nbs/00_corpora.ipynb #ce1e48fc
-def _rows(
-    make,  # generator function of texts
-    streaming: bool,
+def text_rows(
+    make: Callable[..., Iterator[str]],  # generator function of texts
+    streaming: bool,  # read them as they come?
     source: str | Path,  # for messages
     **arguments,  # what it is called with; they also identify the cached copy
 ) -> Dataset | IterableDataset:
@@ -320,7 +318,7 @@ def _tales(n: int, seed: int, grammar: str) -> Iterator[str]:
 def _load_tales(limit: int | None, streaming: bool) -> Corpus:
     "The built-in corpus."
     grammar = hashlib.sha256(repr((CAST, STORY, HEROES)).encode()).hexdigest()  # another grammar is another cached copy
-    train, valid = (_rows(_tales, streaming, "tales", n=n, seed=seed, grammar=grammar) for n, seed in ((100_000 if limit is None else limit, 0), (2000, 1)))
+    train, valid = (text_rows(_tales, streaming, "tales", n=n, seed=seed, grammar=grammar) for n, seed in ((100_000 if limit is None else limit, 0), (2000, 1)))
     return Corpus("tales", train, valid, documents=True)
 
 # %% ../nbs/00_corpora.ipynb #6caeb008
@@ -476,7 +474,7 @@ def _read_file(
     name = name or path.name[:-len("".join(_kind(path)))]
     def rows(make, path, **arguments):
         version = (path.stat().st_size, path.stat().st_mtime_ns)
-        return _rows(make, streaming, path, path=str(path), version=version, **arguments)
+        return text_rows(make, streaming, path, path=str(path), version=version, **arguments)
     if _kind(path)[0] == ".txt" and (total := _one_text(path)):
         cut = int(0.9 * total)
         train = rows(_pieces, path, start=0, stop=min(cut, limit or cut))
@@ -533,106 +531,67 @@ def _warn_of_copies(corpus: Corpus) -> None:
         warnings.warn(f"{copies} of the {len(valid)} validation texts of {corpus.name} ({copies / len(valid):.1%}) are training texts too, "
                       "so the validation loss flatters the model: take the copies out", stacklevel=3)
 
-# %% ../nbs/00_corpora.ipynb #03ca2b7a
-def molecule_tools(
-    what: str,  # that needs them, for the message
-) -> tuple[ModuleType, ModuleType]:  # `selfies` and `rdkit.Chem`
-    "The optional libraries for molecules; ValueError where one is not installed."
-    try:
-        import selfies
-        from rdkit import Chem
-    except ModuleNotFoundError as error: raise ValueError(f"{what} needs {error.name}, which is not installed: pip install '.[molecules]' in Shimmer's folder") from None
-    return selfies, Chem
+# %% ../nbs/00_corpora.ipynb #12888fab
+LOCAL = dict(tinystories=("tinystories/train.txt", "tinystories/valid.txt"),
+             tinyshakespeare=("tinyshakespeare/input.txt",),
+             moses=("moses/train.smi.gz", "moses/test.smi.gz"))  # files under SHIMMER_DATA
 
-# %% ../nbs/00_corpora.ipynb #f3cabe5e
-def molecules(
-    smiles: Iterable[str],
-    limit: int | None = None,  # molecules given, at most; all where None
-    source: str | Path = "the list",  # for the message
-) -> Iterator[str]:  # SELFIES, in the same order
-    "Spell SMILES in SELFIES; what can't be spelled is left out, and a warning at the end says how many were. ValueError where the extra `molecules` is not installed."
-    selfies, _ = molecule_tools(f"spelling {source} in SELFIES")
-    given, left_out = 0, []
-    for text in smiles:
-        if given == limit: break
-        try: spelled = selfies.encoder(text)
-        except (selfies.EncoderError, IndexError): left_out.append(text)  # IndexError is its answer to some that are cut short
-        else:
-            given += 1
-            yield spelled
-    if left_out: warnings.warn(f"{len(left_out)} of {given + len(left_out)} SMILES of {source} can't be spelled in SELFIES and were left out, the first is {left_out[0]!r}", stacklevel=2)
+SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+               "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")  # address and SHA-256
 
-# %% ../nbs/00_corpora.ipynb #6f190dcb
-VALID_MOLECULES = 10_000  # of the test split
+HUB = dict(tinystories=("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"),
+           moses=("katielink/moses", "main"))  # repository and revision
 
-def _molecules_of_file(path: str, version: tuple, spelling: str, limit: int | None) -> Iterator[str]:
-    "The molecules of a .smi.gz file, whose lines begin with a SMILES."
-    with gzip.open(path, "rt", encoding="utf-8") as file: yield from molecules((line.split()[0] for line in file if line.strip()), limit, path)
+def local_files(
+    name: str,  # one of LOCAL
+) -> list[Path]:  # none where the variable is unset
+    "The files of a public corpus in the folder of SHIMMER_DATA; FileNotFoundError where one isn't there."
+    folder = os.environ.get("SHIMMER_DATA")
+    files = [Path(folder) / file for file in LOCAL[name]] if folder else []
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"SHIMMER_DATA is {folder}, and {file} is not there: "
+                                    "put the corpus there, or unset SHIMMER_DATA to download it")
+    return files
 
-def _read_molecules(train: Path, streaming: bool, limit: int | None, valid: Path, name: str) -> Corpus:
-    "Two .smi.gz files."
-    rows = lambda path, limit: _rows(_molecules_of_file, streaming, path, path=str(path), version=(path.stat().st_size, path.stat().st_mtime_ns), spelling=version("selfies"), limit=limit)
-    return Corpus(name, rows(train, limit), rows(valid, VALID_MOLECULES), documents=True)
-
-def _split_molecules(loaded: DatasetDict | IterableDatasetDict, name: str, streaming: bool, limit: int | None) -> Corpus:
-    "A corpus of what `load_dataset` gives for MOSES: the splits train and test, with a column SMILES."
-    for split in ("train", "test"):
-        if split not in loaded: raise ValueError(f"{name} has the splits {', '.join(loaded)} and no split {split!r}: take a copy that has one")
-        if "SMILES" not in (loaded[split].column_names or ["SMILES"]): raise ValueError(f"{name} has the columns {', '.join(loaded[split].column_names)} and no column 'SMILES': take a copy that has one")
-    def _molecules_of_hub(split: str, version: str | None, spelling: str, limit: int | None) -> Iterator[str]: return molecules((row["SMILES"] for row in loaded[split]), limit, f"{name}.{split}")
-    rows = lambda split, limit: _rows(_molecules_of_hub, streaming, name, split=split, version=getattr(loaded[split], "_fingerprint", None), spelling=version("selfies"), limit=limit)
-    return Corpus(name, rows("train", limit), rows("test", VALID_MOLECULES), documents=True)
-
-# %% ../nbs/00_corpora.ipynb #bd953a17
-SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-
-LOCAL = dict(tinystories=("tinystories/train.txt", "tinystories/valid.txt"), tinyshakespeare=("tinyshakespeare/input.txt", None),
-             moses=("moses/train.smi.gz", "moses/test.smi.gz"))
-
-HUB = dict(tinystories="roneneldan/TinyStories", moses="katielink/moses")
-
-def _load_local(name: str, streaming: bool, limit: int | None) -> Corpus | None:
-    "One of the public corpora from the folder of SHIMMER_DATA; None where the variable is unset."
-    if not (folder := os.environ.get("SHIMMER_DATA")): return None
-    train, valid = (Path(folder) / file if file else None for file in LOCAL[name])
-    for file in filter(None, (train, valid)):
-        if not file.is_file(): raise FileNotFoundError(f"SHIMMER_DATA is {folder}, and {file} is not there: put the corpus there, or unset SHIMMER_DATA to download it")
-    return (_read_molecules if name == "moses" else _read_file)(train, streaming, limit, valid=valid, name=name)
-
-def _fetch(url: str) -> Path:
-    "A file from the network, kept in SHIMMER_CACHE (else ~/.cache/shimmer)."
-    folder = Path(os.environ.get("SHIMMER_CACHE") or Path.home() / ".cache" / "shimmer")
-    file = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.txt"
-    if file.is_file(): return file
-    folder.mkdir(parents=True, exist_ok=True)
-    with urllib.request.urlopen(url, timeout=20) as answer: data = answer.read()
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_bytes(data)
-    return aside.replace(file)
-
-# %% ../nbs/00_corpora.ipynb #f7149cc3
-def _from_hub(name: str, streaming: bool) -> DatasetDict | IterableDatasetDict:
-    "A dataset of the hub, or its copy on this machine where the hub doesn't answer."
-    hub, held, silent = huggingface_hub.constants, (huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE), None
-    try: huggingface_hub.utils.get_session().head(hub.ENDPOINT, timeout=5)
-    except Exception as error: silent, hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = error, True, True
-    try: return datasets.load_dataset(name, streaming=streaming)
-    except Exception as error: raise silent or error
-    finally: hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = held
-
-def _download(name: str, streaming: bool, limit: int | None, column: str) -> Corpus:
-    "A corpus from the network, by name."
-    try:
-        if name == "tinyshakespeare": file = _fetch(SHAKESPEARE)
-        else: loaded = _from_hub(HUB.get(name, name), streaming)
+@contextmanager
+def _downloading(name: str):
+    "Say in one sentence that a corpus can't be had, and how it can."
+    try: yield
     except Exception as error:
         if name in LOCAL: mend = f"connect to the network, or set SHIMMER_DATA to a folder that holds {LOCAL[name][0]}"
         else: mend = f"give tales, {', '.join(LOCAL)}, a {', '.join(KINDS)} file, or the name of a hub dataset that can be reached"
         raise FileNotFoundError(f"corpus {name!r} was not found here and could not be downloaded ({_reason(error)}): {mend}") from error
-    if name == "tinyshakespeare": return _read_file(file, streaming, limit, name=name)
-    return _split_molecules(loaded, name, streaming, limit) if name == "moses" else _split_rows(loaded, name, limit, column)
 
-# %% ../nbs/00_corpora.ipynb #acfd77c0
+def _fetch(url: str, sha256: str) -> Path:
+    "A file from the network, kept in SHIMMER_CACHE (else ~/.cache/shimmer); ValueError where its content is another."
+    folder = Path(os.environ.get("SHIMMER_CACHE") or Path.home() / ".cache" / "shimmer")
+    pooch.get_logger().setLevel("WARNING")
+    downloader = pooch.HTTPDownloader(timeout=20)
+    return Path(pooch.retrieve(url, f"sha256:{sha256}", f"{sha256[:16]}.txt", folder, downloader=downloader))
+
+# %% ../nbs/00_corpora.ipynb #52988576
+def _from_hub(repository: str, streaming: bool, revision: str | None) -> DatasetDict | IterableDatasetDict:
+    "A dataset of the hub, or its copy on this machine where the hub doesn't answer."
+    hub = huggingface_hub.constants
+    held, silent = (hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE), None
+    try: huggingface_hub.utils.get_session().head(hub.ENDPOINT, timeout=5)
+    except Exception as error:
+        silent, hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = error, True, True
+    try: return datasets.load_dataset(repository, streaming=streaming, revision=revision)
+    except Exception as error: raise silent or error
+    finally: hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = held
+
+def hub_dataset(
+    name: str,  # one of HUB, or a repository
+    streaming: bool = False,
+    revision: str | None = None,  # a commit, branch or tag; None: that of HUB, else the newest
+) -> DatasetDict | IterableDatasetDict:
+    "A dataset of the hub; FileNotFoundError where it can't be had."
+    repository, pinned = HUB.get(name, (name, None))
+    with _downloading(name): return _from_hub(repository, streaming, revision or pinned)
+
+# %% ../nbs/00_corpora.ipynb #e0099a20
 def _check_suffix(path: Path) -> None:
     "CorpusError for a file whose name doesn't end as that of a corpus, and for an empty one."
     kind, packed = _kind(path)
@@ -647,19 +606,26 @@ def load_corpus(
     limit: int | None = None,  # training texts kept (characters, where the corpus is one long text); all where None
     streaming: bool = False,  # read rows as they come instead of keeping a copy on disk
     text_column: str = "text",  # that holds the texts, in a table
+    revision: str | None = None,  # of a hub dataset: a commit, branch or tag; None: that of HUB, else the newest
 ) -> Corpus:
     "Load a corpus by name or path; FileNotFoundError where there is none, ValueError where it holds no text, or needs an extra that is not installed."
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if limit is not None and limit < 1: raise ValueError(f"limit is {limit}: keep at least 1 text, or give no limit")
     if name == "tales": return _load_tales(limit, streaming)
-    if name == "moses": molecule_tools("corpus 'moses'")
-    if name in LOCAL: corpus = _load_local(name, streaming, limit) or _download(name, streaming, limit, text_column)
-    elif path.is_file():
+    if name == "moses":
+        from shimmer.molecules import load_moses
+        corpus = load_moses(limit, streaming, revision)
+    elif name in LOCAL and (files := local_files(name)):
+        corpus = _read_file(files[0], streaming, limit, valid=files[1] if files[1:] else None, name=name)
+    elif name == "tinyshakespeare":
+        with _downloading(name): file = _fetch(*SHAKESPEARE)
+        corpus = _read_file(file, streaming, limit, name=name)
+    elif path.is_file() and name not in HUB:
         _check_suffix(path)
         corpus = _read_file(path, streaming, limit, text_column)
     elif _kind(path)[0] in KINDS or path.is_absolute() or path.exists():
         raise FileNotFoundError(f"{path} is no file: check the path, it should end in {', '.join(KINDS)}")
-    else: corpus = _download(name, streaming, limit, text_column)
+    else: corpus = _split_rows(hub_dataset(name, streaming, revision), name, limit, text_column)
     for split, rows in (("training", corpus.train), ("validation", corpus.valid)):
         if next(iter(rows), None) is None:
             raise CorpusError(f"{name} has 0 {split} texts: it needs at least two, of which one is for validation")

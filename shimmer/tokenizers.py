@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_FILE', 'SpecialTokens', 'special_token_ids', 'check_contract', 'Tokenizer', 'TableTokenizer',
-           'CharTokenizer', 'WordTokenizer', 'SelfiesTokenizer', 'SentencePieceTokenizer', 'HuggingFaceTokenizer',
-           'load_tokenizer', 'train_tokenizer', 'EncodedCorpus', 'encode_corpus']
+           'CharTokenizer', 'WordTokenizer', 'SentencePieceTokenizer', 'HuggingFaceTokenizer', 'load_tokenizer',
+           'train_tokenizer', 'EncodedCorpus', 'encode_corpus']
 
 # %% ../nbs/01_tokenizers.ipynb #a43295a0
 import errno
@@ -230,20 +230,6 @@ class WordTokenizer(TableTokenizer):
     @staticmethod
     def split(text: str) -> Sequence[str]: return WordTokenizer.pattern.findall(text)
 
-# %% ../nbs/01_tokenizers.ipynb #6c793e76
-class SelfiesTokenizer(TableTokenizer):
-    "One id for each symbol of SELFIES: a bracket with what it holds, or the point between two molecules."
-    kind, unit = "selfies", "symbol"
-    pattern = re.compile(r"\[[^][]+\]|\.")
-
-    @staticmethod
-    def split(text: str) -> Sequence[str]:
-        pieces = SelfiesTokenizer.pattern.findall(text)
-        if sum(map(len, pieces)) < len(text):
-            at = re.match(f"({SelfiesTokenizer.pattern.pattern})*", text).end()
-            raise ValueError(f"{_shown(text, at)} is no SELFIES from {text[at:at + 8]!r} on: it must consist of symbols in brackets, such as [C][=O]; spell a SMILES with `corpora.molecules`")
-        return pieces
-
 # %% ../nbs/01_tokenizers.ipynb #69127cfe
 _SPACE = "\u2581"
 
@@ -408,7 +394,13 @@ class HuggingFaceTokenizer(Tokenizer):
         return loaded
 
 # %% ../nbs/01_tokenizers.ipynb #3e866c9a
-_KINDS = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, SelfiesTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)}
+_KINDS = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)}
+
+def _kind(name: str) -> type[Tokenizer] | None:
+    "The class of a kind, None where there is none; that of molecules has a module of its own."
+    if name != "selfies": return _KINDS.get(name)
+    from shimmer.molecules import SelfiesTokenizer
+    return SelfiesTokenizer
 
 def load_tokenizer(
     directory: str | Path,  # where `save_pretrained` wrote; a model's checkpoint directory is one
@@ -423,9 +415,9 @@ def load_tokenizer(
         kind, state = str(saved["kind"]), saved["state"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: it must be JSON with kind and state; save or copy the tokenizer again") from None
-    if kind not in _KINDS:
-        raise ValueError(f"{path} is of kind {kind!r}: known are {', '.join(_KINDS)}; load it with the version of shimmer that saved it")
-    try: return _KINDS[kind]._load(state, directory)
+    if (cls := _kind(kind)) is None:
+        raise ValueError(f"{path} is of kind {kind!r}: known are {', '.join(_KINDS)} and selfies; load it with the version of shimmer that saved it")
+    try: return cls._load(state, directory)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} needs {error.filename or error}: the files must be kept together; save or copy the tokenizer again") from None
     except (KeyError, TypeError) as error:
@@ -443,8 +435,8 @@ def train_tokenizer(
     texts = lambda split: (row["text"] for row in split)
     if kind in ("char", "word", "selfies"):
         if vocab_size is not None:
-            raise ValueError(f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every {_KINDS[kind].unit} there is; leave vocab_size out, or use kind='unigram'")
-        return _KINDS[kind].train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
+            raise ValueError(f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every {_kind(kind).unit} there is; leave vocab_size out, or use kind='unigram'")
+        return _kind(kind).train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
     if kind not in ("unigram", "bpe"):
         raise ValueError(f"kind={kind!r}: must be 'char', 'word', 'selfies', 'unigram' or 'bpe'; choose one of the five")
     if vocab_size is None:

@@ -3,12 +3,16 @@ import bz2
 import codecs
 import datetime
 import gzip
+import hashlib
 import itertools
 import json
 import lzma
 import math
-import sys
+import threading
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -20,7 +24,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings, strategies as st
 
 from shimmer import corpora
-from shimmer.corpora import CAST, STORY, Tales, load_corpus, molecules, tell, zipf
+from shimmer.corpora import CAST, STORY, Tales, load_corpus, tell, zipf
 
 TALES = Tales()
 SAMPLE = TALES.sample(20_000, seed=5)
@@ -205,7 +209,7 @@ def test_one_of_several_texts_validates(tmp_path, monkeypatch, count, kind):
     elif kind == "jsonl": table.to_json(path)
     elif kind == "parquet": table.to_parquet(path)
     else: path = "somebody/something"
-    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming: {"train": table.to_iterable_dataset() if streaming else table})
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: {"train": table.to_iterable_dataset() if streaming else table})
     _, train, valid = both(path)
     assert valid == [texts[min(count, 20) - 1]] and sorted(train + valid) == sorted(texts)
 
@@ -236,7 +240,7 @@ def test_a_column_of_another_name(tmp_path, monkeypatch):
     table = Dataset.from_dict({"content": STORIES, "id": list(range(40))})
     table.to_json(tmp_path / "own.jsonl")
     table.to_parquet(tmp_path / "own.parquet")
-    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming: {"train": table.to_iterable_dataset() if streaming else table})
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: {"train": table.to_iterable_dataset() if streaming else table})
     for source in (tmp_path / "own.jsonl", tmp_path / "own.parquet", "somebody/something"):
         refused(ValueError, "the columns content, id and no column 'text'.*text_column.*--text_column", source)
         assert both(source, text_column="content")[2] == STORIES[19::20]
@@ -249,7 +253,7 @@ def test_every_type_of_text_that_arrow_has(tmp_path, monkeypatch, kind):
     pq.write_table(pa.table({"text": texts}), tmp_path / "own.parquet")
     assert both(tmp_path / "own.parquet")[2] == STORIES[19::20]
     if pa.types.is_dictionary(kind): return
-    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming: datasets.load_dataset("parquet", data_files=str(tmp_path / "own.parquet"), streaming=streaming))
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: datasets.load_dataset("parquet", data_files=str(tmp_path / "own.parquet"), streaming=streaming))
     assert both("somebody/something")[2] == STORIES[19::20]
 
 
@@ -288,7 +292,7 @@ def test_a_text_on_both_sides_of_the_split_is_told(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"1 of the 2 validation texts of own \(50.0%\) are training texts too.*take the copies out"):
         load_corpus(tmp_path / "own.jsonl")
     table = Dataset.from_dict({"text": ["same"] * 3 + STORIES})
-    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming: {"train": table.select(range(2, 40)), "test": table.select([0, 41, 42])})
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: {"train": table.select(range(2, 40)), "test": table.select([0, 41, 42])})
     with pytest.warns(UserWarning, match=r"1 of the 3 validation texts of something \(33.3%\)"): load_corpus("somebody/something")
 
 
@@ -363,16 +367,60 @@ def test_a_full_disk_names_the_folder(tmp_path, monkeypatch):
     refused(OSError, "tales could not be read, or not copied to .*No space left.*HF_DATASETS_CACHE", "tales", limit=7)
 
 
-def test_a_download_is_kept(tmp_path, monkeypatch):
+@pytest.fixture
+def served(tmp_path):
+    "A folder and the address it is served at, on this machine."
+    folder = tmp_path / "served"
+    folder.mkdir()
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_is_compared_with_its_checksum_and_kept(tmp_path, monkeypatch, served):
+    folder, address = served
     monkeypatch.delenv("SHIMMER_DATA", raising=False)
     monkeypatch.setenv("SHIMMER_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "input.txt").write_text("To be, or not to be.\n" * 50)
-    monkeypatch.setattr(corpora, "SHAKESPEARE", (tmp_path / "input.txt").as_uri())
-    for there in (True, False):
+    right, wrong = "To be, or not to be.\n" * 50, "To be, or so.\n" * 50
+    monkeypatch.setattr(corpora, "SHAKESPEARE", (f"{address}/input.txt", hashlib.sha256(right.encode()).hexdigest()))
+    (folder / "input.txt").write_text(wrong)
+    refused(FileNotFoundError, "does not match the known hash", "tinyshakespeare")
+    assert not list((tmp_path / "cache").iterdir())
+    for content in (right, None):
+        if content: (folder / "input.txt").write_text(content)
+        else: (folder / "input.txt").unlink()
         corpus = load_corpus("tinyshakespeare")
-        assert corpus.name == "tinyshakespeare" and not corpus.documents and corpus.train[0]["text"].startswith("To be")
-        if there: (tmp_path / "input.txt").unlink()
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+        assert corpus.name == "tinyshakespeare" and not corpus.documents and "".join(corpus.train["text"]) == right[:len(right) * 9 // 10]
+    kept, = (tmp_path / "cache").iterdir()
+    kept.write_text(wrong)
+    refused(FileNotFoundError, "tinyshakespeare.*SHIMMER_DATA", "tinyshakespeare")
+
+
+def test_the_checksum_is_that_of_the_file_everybody_uses():
+    import os
+    from pathlib import Path
+    file = Path(os.environ.get("SHIMMER_DATA") or "") / corpora.LOCAL["tinyshakespeare"][0]
+    if not file.is_file(): pytest.skip("Tiny Shakespeare is not here")
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == corpora.SHAKESPEARE[1]
+
+
+def test_data_of_the_hub_is_pinned(monkeypatch):
+    monkeypatch.delenv("SHIMMER_DATA", raising=False)
+    asked, texts = [], DatasetDict({split: Dataset.from_dict({"text": [split], "SMILES": ["CCO"]}) for split in ("train", "test")})
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=lambda *args, **options: None))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming, revision: asked.append((name, revision)) or texts)
+    load_corpus("tinystories")
+    load_corpus("tinystories", revision="abc")
+    load_corpus("somebody/something")
+    load_corpus("somebody/something", revision="v2")
+    assert asked == [("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"), ("roneneldan/TinyStories", "abc"), ("somebody/something", None), ("somebody/something", "v2")]
+    monkeypatch.setitem(corpora.HUB, "tinystories", ("roneneldan/TinyStories", "set"))
+    load_corpus("tinystories")
+    assert asked[-1][1] == "set"
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_its_copies_are_used(monkeypatch):
@@ -388,90 +436,10 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_its_copies_are_used(monkey
     refused(FileNotFoundError, "no route to host", "nobody/nothing")
     assert len(asked) == 1 and offline() == (False, False)
     copy = DatasetDict({split: Dataset.from_dict({"text": ["kept"]}) for split in ("train", "test")})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: copy if offline() == (True, True) else None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming, revision: copy if offline() == (True, True) else None)
     assert load_corpus("somebody/something").train["text"][0] == "kept" and offline() == (False, False)
     copy.pop("train")
     refused(ValueError, "the splits test and no split 'train'", "somebody/something")
-
-
-# molecules
-
-TRAIN, TEST = ["CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "CC(N)C(=O)O", "Cn1c(=O)c2c(ncn2C)n(C)c1=O"], ["CC(=O)Nc1ccc(O)cc1", "CN1CCCC1c1cccnc1"]
-
-
-def moses_folder(folder, train=TRAIN, test=TEST):
-    (folder / "moses").mkdir(exist_ok=True)
-    for split, smiles in (("train", train), ("test", test)):
-        with gzip.open(folder / "moses" / f"{split}.smi.gz", "wt") as file: file.writelines(f"{text}\n" for text in smiles)
-
-
-def back(rows):
-    import selfies
-    from rdkit import Chem
-    return [Chem.CanonSmiles(selfies.decoder(row["text"])) for row in rows]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_molecules_of_a_folder(tmp_path, monkeypatch, streaming):
-    moses_folder(tmp_path)
-    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
-    corpus = load_corpus("moses", streaming=streaming)
-    assert corpus.name == "moses" and corpus.documents
-    assert back(corpus.train) == TRAIN and back(corpus.valid) == TEST
-    assert back(load_corpus("moses", limit=2, streaming=streaming).train) == TRAIN[:2]
-
-
-def test_a_changed_list_of_molecules_is_read_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
-    for train in (TRAIN, ["CCCO"]):
-        moses_folder(tmp_path, train)
-        assert back(load_corpus("moses").train) == train
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_molecules_of_the_hub(monkeypatch, streaming):
-    monkeypatch.delenv("SHIMMER_DATA", raising=False)
-    copy = DatasetDict({split: Dataset.from_dict({"SMILES": smiles, "SPLIT": [split] * len(smiles)}) for split, smiles in (("train", TRAIN), ("test", TEST))})
-    if streaming: copy = {split: rows.to_iterable_dataset() for split, rows in copy.items()}
-    asked = []
-    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming: asked.append(name) or copy)
-    corpus = load_corpus("moses", limit=4, streaming=streaming)
-    assert asked == ["katielink/moses"] and corpus.name == "moses" and corpus.documents
-    assert back(corpus.train) == TRAIN[:4] and back(corpus.valid) == TEST
-    if streaming: return
-    for column, match in (("smiles", "no column 'SMILES'"), ("SMILES", "no split 'test'")):
-        copy = DatasetDict({split: Dataset.from_dict({column: TRAIN}) for split in (("train", "test") if column == "smiles" else ("train",))})
-        refused(ValueError, match, "moses")
-
-
-def test_what_can_not_be_spelled_is_left_out_and_counted():
-    with pytest.warns(UserWarning, match=r"3 of 5 SMILES of the list .* the first is 'C\*C'"): assert len(list(molecules(["CCO", "C*C", "c1ccc", "", "CCN"]))) == 2
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(list(molecules(TRAIN))) == len(TRAIN) and len(list(molecules(TRAIN, limit=3))) == 3
-
-
-@given(st.lists(st.text("CNOcno=#()12[]+-H@%/.SFl*é ", min_size=1, max_size=8), max_size=8))
-def test_nothing_that_is_called_smiles_stops_the_spelling(smiles):
-    import selfies
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for text in molecules(smiles): selfies.decoder(text)
-
-
-def test_molecules_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
-    refused(FileNotFoundError, "train.smi.gz is not there", "moses")
-    moses_folder(tmp_path, ["*"])
-    with pytest.warns(UserWarning, match="1 of 1 SMILES"): refused(ValueError, "0 training texts", "moses")
-    moses_folder(tmp_path)
-    whole = (tmp_path / "moses" / "train.smi.gz").read_bytes()
-    (tmp_path / "moses" / "train.smi.gz").write_bytes(whole[:-12])
-    refused(ValueError, "train.smi.gz can't be read", "moses")
-    monkeypatch.delenv("SHIMMER_DATA")
-    refused(FileNotFoundError, "SHIMMER_DATA.*moses/train.smi.gz", "moses")
-    monkeypatch.setitem(sys.modules, "selfies", None)
-    refused(ValueError, r"selfies.*pip install '\.\[molecules\]'", "moses")
 
 
 @pytest.mark.parametrize("slot, case, lines, named", [("rescue", "stuck", ("One.",), "lines"), ("trouble", "late", ("Too late.", "It was late."), "the cast's problems")])

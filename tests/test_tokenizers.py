@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from hypothesis import given, settings, strategies as st
 
 from shimmer import tokenizers as module
-from shimmer.tokenizers import (TOKENIZER_FILE, CharTokenizer, HuggingFaceTokenizer, SelfiesTokenizer, SentencePieceTokenizer, WordTokenizer, check_contract,
+from shimmer.tokenizers import (TOKENIZER_FILE, CharTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, WordTokenizer, check_contract,
                                 encode_corpus, load_tokenizer, special_token_ids, train_tokenizer)
 
 TEXTS = ["Once upon a time there was a small fox.\nIt ran to the hill, and the hill was green.",
@@ -72,12 +72,6 @@ def test_special_words_in_a_text_stay_text(family, kind):
                  }.get(kind, lambda: family[kind])()
     special = check_contract(tokenizer, sentences + ["".join(words)])
     for word in words: assert not {*special} & {*tokenizer.encode(word)} and tokenizer.decode(tokenizer.encode(word)) == word
-
-
-def test_special_words_in_a_text_of_symbols_stay_text():
-    tokenizer = SelfiesTokenizer.train(["[C][MASK][=O][EOS][PAD]"])
-    special = check_contract(tokenizer, ["[MASK]", "[C][EOS][PAD][MASK]"])
-    assert not {*special} & {*tokenizer.encode("[MASK][EOS][PAD]")}
 
 
 @pytest.mark.parametrize("make", [hf_words, lambda: hf_unigram("\u2581acthe")])
@@ -214,32 +208,6 @@ def test_unknown_pieces_are_named():
     with pytest.raises(ValueError, match="unknown word ' quokka'"): WordTokenizer.train(["a fox"]).encode("a quokka")
 
 
-symbols = st.from_regex(r"\[[^][]{1,5}\]|\.", fullmatch=True)
-
-
-@given(st.lists(symbols, min_size=1, max_size=20))
-def test_selfies_are_split_into_their_symbols(pieces):
-    text = "".join(pieces)
-    tokenizer = SelfiesTokenizer.train([text])
-    assert tokenizer.split(text) == pieces and len(tokenizer.encode(text)) == len(pieces) and tokenizer.pieces == sorted(set(pieces))
-    check_contract(tokenizer, [text, ""])
-
-
-@given(any_text)
-def test_what_is_no_selfies_is_refused_and_never_shortened(text):
-    try: assert "".join(SelfiesTokenizer.split(text)) == text
-    except ValueError as error: assert "is no SELFIES" in str(error) and "\n" not in str(error)
-
-
-@pytest.mark.parametrize("text, at", [("CCO", "'CCO'"), ("[C]C[O]", "'C\\[O\\]'"), ("[C][", "'\\['"), ("[C] [O]", "' \\[O\\]'"), ("[]", "'\\[\\]'"), ("[C[N]]", "'\\[C\\[N\\]\\]'")])
-def test_a_gap_between_symbols_is_shown(text, at):
-    with pytest.raises(ValueError, match=f"is no SELFIES from {at} on"): SelfiesTokenizer.train(["[C][O]"]).encode(text)
-
-
-def test_an_unknown_symbol_is_named():
-    with pytest.raises(ValueError, match=r"unknown symbol '\[Xe\]'"): SelfiesTokenizer.train(["[C][O]"]).encode("[C][Xe]")
-
-
 @pytest.mark.parametrize("pieces", [[], ["a", "a"], ["a", ""], ["a", 3]])
 def test_damaged_tables_are_refused(pieces):
     with pytest.raises(ValueError, match="a table needs"): CharTokenizer(pieces)
@@ -320,7 +288,6 @@ def test_missing_and_mixed_files(family, tmp_path):
 def test_one_table_for_both_splits():
     two = corpus(["abc"], ["xyz"])
     for kind in ("char", "word"): check_contract(train_tokenizer(two, kind), ["abc", "xyz"])
-    check_contract(train_tokenizer(corpus(["[C][O]"], ["[N].[C]"]), "selfies"), ["[C][O]", "[N].[C]"])
     assert train_tokenizer(two, "char").eos_token_id is not None
     assert train_tokenizer(corpus(["abc"], ["xyz"], documents=False), "char").vocab_size == 6
 
