@@ -342,7 +342,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.mask_token_id, self.eos_token_id = special.mask, special.eos
         self.pad_token_id = getattr(tokenizer, "pad_token_id", None)
         unknown, vocabulary = getattr(tokenizer, "unk_token_id", None), tokenizer.get_vocab()
-        self._special = {special.mask, special.eos, self.pad_token_id, unknown, *getattr(tokenizer, "all_special_ids", ())} - {None}
+        others = getattr(tokenizer, "all_special_ids", ())
+        self._special = {special.mask, special.eos, self.pad_token_id, unknown, *others} - {None}
         self._reserved = self._special - {unknown}
         self._spelled = {id: [vocabulary[c] for c in name] for name, id in vocabulary.items()
                          if id in self._special and all(c in vocabulary for c in name)}
@@ -360,17 +361,20 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not (texts := list(texts)): return []
-        rows = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        return [row if self._special.isdisjoint(row) else self._spell(text, row) for text, row in zip(texts, rows)]
+        options = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
+        rows = self.tokenizer(texts, **options)["input_ids"]
+        return [row if self._special.isdisjoint(row) else self._spell(text, row)
+                for text, row in zip(texts, rows)]
 
     def _spell(self, text: str, ids: list[int]) -> list[int]:
-        "The ids of a text that holds the name of a special token, which is written in its characters."
+        "The ids of a text that holds a special token's name, which is written in its characters."
         spelled = [one for id in ids for one in self._spelled.get(id, [id])]
         if self.decode(spelled) == text: return spelled
         if special := self._reserved.intersection(ids):
             name = self.tokenizer.convert_ids_to_tokens(min(special))
-            raise ValueError(f"{_shown(text, max(0, text.find(name)))} holds {name!r}, which this tokenizer can't write as text: "
-                             "a special token must not come from a text; take it out, or use another tokenizer")
+            raise ValueError(f"{_shown(text, max(0, text.find(name)))} holds {name!r}, which this tokenizer "
+                             "can't write as text: a special token must not come from a text; "
+                             "take it out, or use another tokenizer")
         return ids
 
     def _decode(self, ids: list[int]) -> str:
@@ -394,7 +398,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return loaded
 
 # %% ../nbs/01_tokenizers.ipynb #3e866c9a
-_KINDS = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)}
+_KINDS = {cls.kind: cls for cls in
+          (CharTokenizer, WordTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)}
 
 def _kind(name: str) -> type[Tokenizer] | None:
     "The class of a kind, None where there is none; that of molecules has a module of its own."
@@ -416,7 +421,8 @@ def load_tokenizer(
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: it must be JSON with kind and state; save or copy the tokenizer again") from None
     if (cls := _kind(kind)) is None:
-        raise ValueError(f"{path} is of kind {kind!r}: known are {', '.join(_KINDS)} and selfies; load it with the version of shimmer that saved it")
+        raise ValueError(f"{path} is of kind {kind!r}: known are {', '.join(_KINDS)} and selfies; "
+                         "load it with the version of shimmer that saved it")
     try: return cls._load(state, directory)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} needs {error.filename or error}: the files must be kept together; save or copy the tokenizer again") from None
@@ -435,7 +441,8 @@ def train_tokenizer(
     texts = lambda split: (row["text"] for row in split)
     if kind in ("char", "word", "selfies"):
         if vocab_size is not None:
-            raise ValueError(f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every {_kind(kind).unit} there is; leave vocab_size out, or use kind='unigram'")
+            raise ValueError(f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every "
+                             f"{_kind(kind).unit} there is; leave vocab_size out, or use kind='unigram'")
         return _kind(kind).train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
     if kind not in ("unigram", "bpe"):
         raise ValueError(f"kind={kind!r}: must be 'char', 'word', 'selfies', 'unigram' or 'bpe'; choose one of the five")
