@@ -17,8 +17,9 @@ from torch import Tensor
 from .corpora import Corpus
 from .corruption import draw_noise, mask_tokens, real_tokens
 from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll, paired_difference, token_nats
-from .metrics import calibration, confidence_at_filled, confidence_at_masked, confidence_gap, generation_metrics, judge_tales, molecule_metrics, split_words
+from .metrics import calibration, confidence_at_filled, confidence_at_masked, confidence_gap, generation_metrics, judge_tales, split_words
 from .models import CausalLM, device_of, evaluation_mode, revises
+from .molecules import molecule_metrics
 from .policies import draw_tokens
 from .samplers import Trajectory, generate_by_refinement, generate_left_to_right, generate_topk
 from .tokenizers import Tokenizer, encode_corpus

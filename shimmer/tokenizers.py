@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_FILE', 'SpecialTokens', 'special_token_ids', 'check_contract', 'Tokenizer', 'TableTokenizer',
-           'CharTokenizer', 'WordTokenizer', 'SelfiesTokenizer', 'SentencePieceTokenizer', 'HuggingFaceTokenizer',
-           'load_tokenizer', 'train_tokenizer', 'EncodedCorpus', 'encode_corpus']
+           'CharTokenizer', 'WordTokenizer', 'SentencePieceTokenizer', 'HuggingFaceTokenizer', 'load_tokenizer',
+           'train_tokenizer', 'EncodedCorpus', 'encode_corpus']
 
 # %% ../nbs/01_tokenizers.ipynb #a43295a0
 import errno
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -230,20 +231,6 @@ class WordTokenizer(TableTokenizer):
     @staticmethod
     def split(text: str) -> Sequence[str]: return WordTokenizer.pattern.findall(text)
 
-# %% ../nbs/01_tokenizers.ipynb #6c793e76
-class SelfiesTokenizer(TableTokenizer):
-    "One id for each symbol of SELFIES: a bracket with what it holds, or the point between two molecules."
-    kind, unit = "selfies", "symbol"
-    pattern = re.compile(r"\[[^][]+\]|\.")
-
-    @staticmethod
-    def split(text: str) -> Sequence[str]:
-        pieces = SelfiesTokenizer.pattern.findall(text)
-        if sum(map(len, pieces)) < len(text):
-            at = re.match(f"({SelfiesTokenizer.pattern.pattern})*", text).end()
-            raise ValueError(f"{_shown(text, at)} is no SELFIES from {text[at:at + 8]!r} on: it must consist of symbols in brackets, such as [C][=O]; spell a SMILES with `corpora.molecules`")
-        return pieces
-
 # %% ../nbs/01_tokenizers.ipynb #69127cfe
 _SPACE = "\u2581"
 
@@ -355,6 +342,12 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.mask_token_id, self.eos_token_id = special.mask, special.eos
         self.pad_token_id = getattr(tokenizer, "pad_token_id", None)
+        unknown, vocabulary = getattr(tokenizer, "unk_token_id", None), tokenizer.get_vocab()
+        others = getattr(tokenizer, "all_special_ids", ())
+        self._special = {special.mask, special.eos, self.pad_token_id, unknown, *others} - {None}
+        self._reserved = self._special - {unknown}
+        self._spelled = {id: [vocabulary[c] for c in name] for name, id in vocabulary.items()
+                         if id in self._special and all(c in vocabulary for c in name)}
 
     @classmethod
     def from_pretrained(cls,
@@ -369,7 +362,21 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not (texts := list(texts)): return []
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        options = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
+        rows = self.tokenizer(texts, **options)["input_ids"]
+        return [row if self._special.isdisjoint(row) else self._spell(text, row)
+                for text, row in zip(texts, rows)]
+
+    def _spell(self, text: str, ids: list[int]) -> list[int]:
+        "The ids of a text that holds a special token's name, which is written in its characters."
+        spelled = [one for id in ids for one in self._spelled.get(id, [id])]
+        if self.decode(spelled) == text: return spelled
+        if special := self._reserved.intersection(ids):
+            name = self.tokenizer.convert_ids_to_tokens(min(special))
+            raise ValueError(f"{_shown(text, max(0, text.find(name)))} holds {name!r}, which this tokenizer "
+                             "can't write as text: a special token must not come from a text; "
+                             "take it out, or use another tokenizer")
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -392,7 +399,14 @@ class HuggingFaceTokenizer(Tokenizer):
         return loaded
 
 # %% ../nbs/01_tokenizers.ipynb #3e866c9a
-_KINDS = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, SelfiesTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)}
+_KINDS = {cls.kind: cls for cls in
+          (CharTokenizer, WordTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)}
+
+def _kind(name: str) -> type[Tokenizer] | None:
+    "The class of a kind, None where there is none; that of molecules has a module of its own."
+    if name != "selfies": return _KINDS.get(name)
+    SelfiesTokenizer = importlib.import_module("shimmer.molecules").SelfiesTokenizer  # a higher floor, asked for by name
+    return SelfiesTokenizer
 
 def load_tokenizer(
     directory: str | Path,  # where `save_pretrained` wrote; a model's checkpoint directory is one
@@ -407,9 +421,10 @@ def load_tokenizer(
         kind, state = str(saved["kind"]), saved["state"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: it must be JSON with kind and state; save or copy the tokenizer again") from None
-    if kind not in _KINDS:
-        raise ValueError(f"{path} is of kind {kind!r}: known are {', '.join(_KINDS)}; load it with the version of shimmer that saved it")
-    try: return _KINDS[kind]._load(state, directory)
+    if (cls := _kind(kind)) is None:
+        raise ValueError(f"{path} is of kind {kind!r}: known are {', '.join(_KINDS)} and selfies; "
+                         "load it with the version of shimmer that saved it")
+    try: return cls._load(state, directory)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} needs {error.filename or error}: the files must be kept together; save or copy the tokenizer again") from None
     except (KeyError, TypeError) as error:
@@ -427,8 +442,9 @@ def train_tokenizer(
     texts = lambda split: (row["text"] for row in split)
     if kind in ("char", "word", "selfies"):
         if vocab_size is not None:
-            raise ValueError(f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every {_KINDS[kind].unit} there is; leave vocab_size out, or use kind='unigram'")
-        return _KINDS[kind].train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
+            raise ValueError(f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every "
+                             f"{_kind(kind).unit} there is; leave vocab_size out, or use kind='unigram'")
+        return _kind(kind).train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
     if kind not in ("unigram", "bpe"):
         raise ValueError(f"kind={kind!r}: must be 'char', 'word', 'selfies', 'unigram' or 'bpe'; choose one of the five")
     if vocab_size is None:

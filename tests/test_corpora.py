@@ -1,20 +1,30 @@
 """Tales: probabilities, entropy and verdicts. Loading: every source, and every way it can fail."""
+import bz2
+import codecs
+import datetime
 import gzip
+import hashlib
 import itertools
 import json
+import lzma
 import math
-import sys
+import threading
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from shimmer import corpora
-from shimmer.corpora import CAST, STORY, Tales, load_corpus, molecules, tell, zipf
+from shimmer.corpora import CAST, STORY, Tales, load_corpus, tell, zipf
 
 TALES = Tales()
 SAMPLE = TALES.sample(20_000, seed=5)
@@ -100,6 +110,7 @@ def test_documents_of_a_text_file(tmp_path):
     assert len(load_corpus(tmp_path / "own.txt", limit=7).train) == 7
 
 
+@settings(max_examples=40)
 @given(st.text(alphabet="ab\n\r é", min_size=20, max_size=300))
 def test_one_long_text_loses_nothing(text):
     import tempfile
@@ -109,6 +120,7 @@ def test_one_long_text_loses_nothing(text):
         path.write_text(text, newline="", encoding="utf-8")
         corpus = load_corpus(path, streaming=True)
         train, valid = ("".join(row["text"] for row in rows) for rows in (corpus.train, corpus.valid))
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         assert train + valid == text and len(train) == int(0.9 * len(text))
 
 
@@ -140,6 +152,164 @@ def test_shimmer_data_comes_first(tmp_path, monkeypatch):
         load_corpus("tinyshakespeare")
 
 
+# files as they come
+
+STORIES = [f"Story {i}.\n\nIt ends." for i in range(40)]
+
+
+def both(path, **options):
+    "The texts of a corpus, the same whether it streams or not: training and validation."
+    corpus = load_corpus(path, **options)
+    kept = [list(rows["text"]) for rows in (corpus.train, corpus.valid)]
+    streamed = load_corpus(path, streaming=True, **options)
+    assert kept == [[row["text"] for row in rows] for rows in (streamed.train, streamed.valid)]
+    return corpus, *kept
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_encodings_with_a_mark_and_line_ends_of_any_system(tmp_path, encoding, end):
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    content = "".join(f"<|endoftext|>\n{story} \u00e9\U0001f600\n" for story in STORIES).replace("\n", end)
+    (tmp_path / "own.txt").write_bytes(mark + content.encode(encoding))
+    corpus, train, valid = both(tmp_path / "own.txt")
+    assert corpus.documents and valid == [f"{story} \u00e9\U0001f600" for story in STORIES[19::20]]
+    assert len(train) == 38 and train[0].startswith("Story 0.\n\nIt")
+    (tmp_path / "own.jsonl").write_bytes(mark + (end.join(json.dumps({"text": story.replace("\n", end)}) for story in STORIES) + end).encode(encoding))
+    assert both(tmp_path / "own.jsonl")[2] == STORIES[19::20]
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl"])
+def test_what_is_no_text_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes("Some text.\n".encode("utf-16-le") * 50)
+    for streaming in (False, True): refused(ValueError, "zero bytes.*UTF-16", tmp_path / name, streaming=streaming)
+
+
+@pytest.mark.parametrize("separator", ["<|endoftext|>", "<|endoftext|>\n", "\n<|endoftext|>", "\n<|endoftext|>\n", "\n  <|endoftext|> \n\n", "\n \n<|endoftext|>\n<|endoftext|>\n"])
+@pytest.mark.parametrize("chunk", [1 << 20, 5])
+def test_documents_are_split_wherever_the_separator_stands(tmp_path, monkeypatch, separator, chunk):
+    monkeypatch.setattr(corpora, "_chunks", lambda file: iter(lambda: file.read(chunk), ""))
+    (tmp_path / "own.txt").write_text(separator.join(STORIES) + separator)
+    corpus, train, valid = both(tmp_path / "own.txt", limit=chunk)
+    assert corpus.documents and valid == STORIES[19::20] and train == [*STORIES[:19], *STORIES[20:39]][:chunk]
+
+
+def test_a_late_separator_still_separates(tmp_path):
+    (tmp_path / "own.txt").write_text("line\n" * 300_000 + "<|endoftext|>\nThe end.\n")
+    corpus = load_corpus(tmp_path / "own.txt")
+    assert corpus.documents and list(corpus.valid["text"]) == ["The end."]
+
+
+@pytest.mark.parametrize("count", [2, 3, 19, 20, 21])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet", "hub"])
+def test_one_of_several_texts_validates(tmp_path, monkeypatch, count, kind):
+    path, texts = tmp_path / f"own.{kind}", [f"Story {i}." for i in range(count)]
+    table = Dataset.from_dict({"text": texts})
+    if kind == "txt": path.write_text("\n<|endoftext|>\n".join(texts))
+    elif kind == "jsonl": table.to_json(path)
+    elif kind == "parquet": table.to_parquet(path)
+    else: path = "somebody/something"
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: {"train": table.to_iterable_dataset() if streaming else table})
+    _, train, valid = both(path)
+    assert valid == [texts[min(count, 20) - 1]] and sorted(train + valid) == sorted(texts)
+
+
+@pytest.mark.parametrize("suffix, pack", [(".gz", gzip.compress), (".BZ2", bz2.compress), (".xz", lzma.compress),
+                                          (".Zst", None)])
+def test_compressed_files_and_suffixes_of_any_case(tmp_path, suffix, pack):
+    if suffix == ".Zst":
+        def pack(data):
+            with pa.output_stream(tmp_path / "packed.zst", compression="zstd") as file: file.write(data)
+            return (tmp_path / "packed.zst").read_bytes()
+    (tmp_path / f"own.JSONL{suffix}").write_bytes(pack("\n".join(json.dumps({"text": story}) for story in STORIES).encode()))
+    (tmp_path / f"long.Txt{suffix}").write_bytes(pack(("\ufeff" + "\r\n".join(STORIES)).encode()))
+    corpus, _, valid = both(tmp_path / f"own.JSONL{suffix}")
+    assert corpus.name == "own" and valid == STORIES[19::20]
+    corpus, train, valid = both(tmp_path / f"long.Txt{suffix}")
+    assert corpus.name == "long" and not corpus.documents and "".join(train + valid) == "\n".join(STORIES)
+    for name in (f"own.JSONL{suffix}", f"long.Txt{suffix}"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+        for streaming in (False, True): refused(ValueError, "can't be read.*damaged or cut short", tmp_path / name, streaming=streaming)
+        (tmp_path / name).write_bytes(b'{"text": "not packed"}\n' * 40)
+        refused(ValueError, "can't be read.*damaged or cut short", tmp_path / name)
+    (tmp_path / f"own.parquet{suffix}").write_bytes(b"x")
+    refused(ValueError, "rename or convert", tmp_path / f"own.parquet{suffix}")
+
+
+def test_a_column_of_another_name(tmp_path, monkeypatch):
+    table = Dataset.from_dict({"content": STORIES, "id": list(range(40))})
+    table.to_json(tmp_path / "own.jsonl")
+    table.to_parquet(tmp_path / "own.parquet")
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: {"train": table.to_iterable_dataset() if streaming else table})
+    for source in (tmp_path / "own.jsonl", tmp_path / "own.parquet", "somebody/something"):
+        refused(ValueError, "the columns content, id and no column 'text'.*text_column.*--text_column", source)
+        assert both(source, text_column="content")[2] == STORIES[19::20]
+        if source != tmp_path / "own.jsonl": refused(ValueError, "'id' .* holds .*int64.* should hold strings", source, text_column="id")
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_every_type_of_text_that_arrow_has(tmp_path, monkeypatch, kind):
+    texts = pa.array(STORIES).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(STORIES).cast(kind)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "own.parquet")
+    assert both(tmp_path / "own.parquet")[2] == STORIES[19::20]
+    if pa.types.is_dictionary(kind): return
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: datasets.load_dataset("parquet", data_files=str(tmp_path / "own.parquet"), streaming=streaming))
+    assert both("somebody/something")[2] == STORIES[19::20]
+
+
+def test_columns_that_nobody_reads_do_not_disturb(tmp_path):
+    changing = [1, "one", None, [1, "two"], {"a": {}}, 2.5, True, {"b": [None]}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": story, "other": changing[i % 8]}) + "\n" for i, story in enumerate(STORIES)))
+    durations = pa.array([datetime.timedelta(seconds=i) for i in range(40)])
+    others = {"time": durations, "map": pa.array([[("a", 1)]] * 40, pa.map_(pa.string(), pa.int64())), "uuid": pa.array([bytes(16)] * 40, pa.uuid())}
+    unknown = json.dumps({"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "time": {"_type": "Nobodys"}}}})
+    pq.write_table(pa.table({"text": STORIES, **others}).replace_schema_metadata({"huggingface": unknown}), tmp_path / "own.parquet")
+    pq.write_table(pa.Table.from_arrays([pa.array(STORIES), durations, durations], ["text", "twice", "twice"]), tmp_path / "twice.parquet")
+    for name in ("own.jsonl", "own.parquet", "twice.parquet"): assert both(tmp_path / name)[2] == STORIES[19::20]
+
+
+@pytest.mark.parametrize("values, match", [
+    ([["a"]] * 40, "'text' of .* holds list<.*string> and should hold strings"), ([b"a"] * 40, "holds binary"),
+    ([None] * 40, "holds null"), (["a"] * 30 + [None] * 10, "row 31 of .* holds null"), ([1.5] * 40, "holds double")])
+def test_columns_of_a_parquet_file_that_hold_no_texts(tmp_path, values, match):
+    pq.write_table(pa.table({"text": values}), tmp_path / "own.parquet", row_group_size=7)
+    refused(ValueError, match, tmp_path / "own.parquet")
+    if "row 31" not in match: refused(ValueError, match, tmp_path / "own.parquet", streaming=True)
+
+
+def test_a_list_of_objects_is_read(tmp_path):
+    for name in ("own.json", "own.jsonl"):
+        (tmp_path / name).write_text(json.dumps([{"text": story} for story in STORIES], indent=2))
+        assert both(tmp_path / name)[2] == STORIES[19::20]
+
+
+def test_a_text_on_both_sides_of_the_split_is_told(tmp_path, monkeypatch):
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": STORIES[max(2, i)]}) + "\n" for i in range(40)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_corpus(tmp_path / "own.jsonl")
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": STORIES[i % 25]}) + "\n" for i in range(40)))
+    with pytest.warns(UserWarning, match=r"1 of the 2 validation texts of own \(50.0%\) are training texts too.*take the copies out"):
+        load_corpus(tmp_path / "own.jsonl")
+    table = Dataset.from_dict({"text": ["same"] * 3 + STORIES})
+    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: {"train": table.select(range(2, 40)), "test": table.select([0, 41, 42])})
+    with pytest.warns(UserWarning, match=r"1 of the 3 validation texts of something \(33.3%\)"): load_corpus("somebody/something")
+
+
+@settings(max_examples=25)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip), min_size=2, max_size=45))
+def test_any_texts_come_back_from_a_table_but_for_their_line_ends(texts):
+    import tempfile
+    from pathlib import Path
+    with tempfile.TemporaryDirectory() as folder:
+        for ascii in (True, False):
+            path = Path(folder) / "own.jsonl"
+            path.write_text("\n".join(json.dumps({"text": text}, ensure_ascii=ascii) for text in texts), encoding="utf-8")
+            corpus = load_corpus(path, streaming=True)
+            back = [row["text"] for rows in (corpus.train, corpus.valid) for row in rows]
+            assert sorted(back) == sorted(text.replace("\r\n", "\n").replace("\r", "\n") for text in texts)
+
+
 def refused(error, match, *args, **kwargs):
     with pytest.raises(error, match=match) as caught:
         load_corpus(*args, **kwargs)
@@ -169,11 +339,17 @@ def test_what_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, content, match", [
     ("empty.jsonl", b"", "is empty"),
-    ("broken.jsonl", b'{"text": "a"}\n{"text": bro', "can't be read"),
+    ("broken.jsonl", b'{"text": "a"}\n{"text": bro', "line 2 .* not valid JSON.*one object a line"),
     ("damaged.parquet", b"no table", "can't be read"),
-    ("numbers.jsonl", b'{"text": 1}\n' * 40, "holds int64"),
-    ("lists.jsonl", b'{"text": ["a"]}\n' * 40, "holds lists"),
-    ("holes.jsonl", b'{"text": "a"}\n{"text": null}\n' * 40, "40 rows without a text"),
+    ("numbers.jsonl", b'{"text": "a"}\n' * 30 + b'{"text": 1}\n{"text": []}\n', "line 31 .* holds a number in 'text' and should hold a string"),
+    ("lists.jsonl", b'\n{"text": ["a"]}\n' * 40, "line 2 .* holds a list"),
+    ("members.jsonl", b'{"text": "a"}\n["a"]\n', "line 2 .* holds a list and should hold an object"),
+    ("array.json", b'[{"text": "a"},\n{"text": "b"},\n{"text": true}]', "record 3 .* holds true or false"),
+    ("broken.json", b'[{"text": "a"},\n{"text": "b"}\n{"text": "c"}]', "line 3 .* not valid JSON"),
+    ("holes.jsonl", b'{"text": "a"}\n{"text": null}\n' * 40, "line 2 .* holds null"),
+    ("comma.jsonl", b'{"text": "a"}\n{"text": "b"},\n{"text": "c"},\n', "line 2 .* take the comma"),
+    ("half.jsonl", rb'{"text": "a"} ' + b"\n" + rb'{"text": "\ud83d"}', "line 2 .* surrogate"),
+    ("late.jsonl", b'{"text": "a"}\n{"story": "b"}\n', "line 2 .* has the columns story and no column 'text'"),
 ])
 def test_tables_that_hold_no_texts(tmp_path, name, content, match):
     (tmp_path / name).write_bytes(content)
@@ -191,16 +367,60 @@ def test_a_full_disk_names_the_folder(tmp_path, monkeypatch):
     refused(OSError, "tales could not be read, or not copied to .*No space left.*HF_DATASETS_CACHE", "tales", limit=7)
 
 
-def test_a_download_is_kept(tmp_path, monkeypatch):
+@pytest.fixture
+def served(tmp_path):
+    "A folder and the address it is served at, on this machine."
+    folder = tmp_path / "served"
+    folder.mkdir()
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_is_compared_with_its_checksum_and_kept(tmp_path, monkeypatch, served):
+    folder, address = served
     monkeypatch.delenv("SHIMMER_DATA", raising=False)
     monkeypatch.setenv("SHIMMER_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "input.txt").write_text("To be, or not to be.\n" * 50)
-    monkeypatch.setattr(corpora, "SHAKESPEARE", (tmp_path / "input.txt").as_uri())
-    for there in (True, False):
+    right, wrong = "To be, or not to be.\n" * 50, "To be, or so.\n" * 50
+    monkeypatch.setattr(corpora, "SHAKESPEARE", (f"{address}/input.txt", hashlib.sha256(right.encode()).hexdigest()))
+    (folder / "input.txt").write_text(wrong)
+    refused(FileNotFoundError, "does not match the known hash", "tinyshakespeare")
+    assert not list((tmp_path / "cache").iterdir())
+    for content in (right, None):
+        if content: (folder / "input.txt").write_text(content)
+        else: (folder / "input.txt").unlink()
         corpus = load_corpus("tinyshakespeare")
-        assert corpus.name == "tinyshakespeare" and not corpus.documents and corpus.train[0]["text"].startswith("To be")
-        if there: (tmp_path / "input.txt").unlink()
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+        assert corpus.name == "tinyshakespeare" and not corpus.documents and "".join(corpus.train["text"]) == right[:len(right) * 9 // 10]
+    kept, = (tmp_path / "cache").iterdir()
+    kept.write_text(wrong)
+    refused(FileNotFoundError, "tinyshakespeare.*SHIMMER_DATA", "tinyshakespeare")
+
+
+def test_the_checksum_is_that_of_the_file_everybody_uses():
+    import os
+    from pathlib import Path
+    file = Path(os.environ.get("SHIMMER_DATA") or "") / corpora.LOCAL["tinyshakespeare"][0]
+    if not file.is_file(): pytest.skip("Tiny Shakespeare is not here")
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == corpora.SHAKESPEARE[1]
+
+
+def test_data_of_the_hub_is_pinned(monkeypatch):
+    monkeypatch.delenv("SHIMMER_DATA", raising=False)
+    asked, texts = [], DatasetDict({split: Dataset.from_dict({"text": [split], "SMILES": ["CCO"]}) for split in ("train", "test")})
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=lambda *args, **options: None))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming, revision: asked.append((name, revision)) or texts)
+    load_corpus("tinystories")
+    load_corpus("tinystories", revision="abc")
+    load_corpus("somebody/something")
+    load_corpus("somebody/something", revision="v2")
+    assert asked == [("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"), ("roneneldan/TinyStories", "abc"), ("somebody/something", None), ("somebody/something", "v2")]
+    monkeypatch.setitem(corpora.HUB, "tinystories", ("roneneldan/TinyStories", "set"))
+    load_corpus("tinystories")
+    assert asked[-1][1] == "set"
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_its_copies_are_used(monkeypatch):
@@ -216,90 +436,10 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_its_copies_are_used(monkey
     refused(FileNotFoundError, "no route to host", "nobody/nothing")
     assert len(asked) == 1 and offline() == (False, False)
     copy = DatasetDict({split: Dataset.from_dict({"text": ["kept"]}) for split in ("train", "test")})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: copy if offline() == (True, True) else None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming, revision: copy if offline() == (True, True) else None)
     assert load_corpus("somebody/something").train["text"][0] == "kept" and offline() == (False, False)
     copy.pop("train")
     refused(ValueError, "the splits test and no split 'train'", "somebody/something")
-
-
-# molecules
-
-TRAIN, TEST = ["CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "CC(N)C(=O)O", "Cn1c(=O)c2c(ncn2C)n(C)c1=O"], ["CC(=O)Nc1ccc(O)cc1", "CN1CCCC1c1cccnc1"]
-
-
-def moses_folder(folder, train=TRAIN, test=TEST):
-    (folder / "moses").mkdir(exist_ok=True)
-    for split, smiles in (("train", train), ("test", test)):
-        with gzip.open(folder / "moses" / f"{split}.smi.gz", "wt") as file: file.writelines(f"{text}\n" for text in smiles)
-
-
-def back(rows):
-    import selfies
-    from rdkit import Chem
-    return [Chem.CanonSmiles(selfies.decoder(row["text"])) for row in rows]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_molecules_of_a_folder(tmp_path, monkeypatch, streaming):
-    moses_folder(tmp_path)
-    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
-    corpus = load_corpus("moses", streaming=streaming)
-    assert corpus.name == "moses" and corpus.documents
-    assert back(corpus.train) == TRAIN and back(corpus.valid) == TEST
-    assert back(load_corpus("moses", limit=2, streaming=streaming).train) == TRAIN[:2]
-
-
-def test_a_changed_list_of_molecules_is_read_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
-    for train in (TRAIN, ["CCCO"]):
-        moses_folder(tmp_path, train)
-        assert back(load_corpus("moses").train) == train
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_molecules_of_the_hub(monkeypatch, streaming):
-    monkeypatch.delenv("SHIMMER_DATA", raising=False)
-    copy = DatasetDict({split: Dataset.from_dict({"SMILES": smiles, "SPLIT": [split] * len(smiles)}) for split, smiles in (("train", TRAIN), ("test", TEST))})
-    if streaming: copy = {split: rows.to_iterable_dataset() for split, rows in copy.items()}
-    asked = []
-    monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming: asked.append(name) or copy)
-    corpus = load_corpus("moses", limit=4, streaming=streaming)
-    assert asked == ["katielink/moses"] and corpus.name == "moses" and corpus.documents
-    assert back(corpus.train) == TRAIN[:4] and back(corpus.valid) == TEST
-    if streaming: return
-    for column, match in (("smiles", "no column 'SMILES'"), ("SMILES", "no split 'test'")):
-        copy = DatasetDict({split: Dataset.from_dict({column: TRAIN}) for split in (("train", "test") if column == "smiles" else ("train",))})
-        refused(ValueError, match, "moses")
-
-
-def test_what_can_not_be_spelled_is_left_out_and_counted():
-    with pytest.warns(UserWarning, match=r"3 of 5 SMILES of the list .* the first is 'C\*C'"): assert len(list(molecules(["CCO", "C*C", "c1ccc", "", "CCN"]))) == 2
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(list(molecules(TRAIN))) == len(TRAIN) and len(list(molecules(TRAIN, limit=3))) == 3
-
-
-@given(st.lists(st.text("CNOcno=#()12[]+-H@%/.SFl*é ", min_size=1, max_size=8), max_size=8))
-def test_nothing_that_is_called_smiles_stops_the_spelling(smiles):
-    import selfies
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for text in molecules(smiles): selfies.decoder(text)
-
-
-def test_molecules_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
-    refused(FileNotFoundError, "train.smi.gz is not there", "moses")
-    moses_folder(tmp_path, ["*"])
-    with pytest.warns(UserWarning, match="1 of 1 SMILES"): refused(ValueError, "0 training texts", "moses")
-    moses_folder(tmp_path)
-    whole = (tmp_path / "moses" / "train.smi.gz").read_bytes()
-    (tmp_path / "moses" / "train.smi.gz").write_bytes(whole[:-12])
-    refused(ValueError, "train.smi.gz can't be read", "moses")
-    monkeypatch.delenv("SHIMMER_DATA")
-    refused(FileNotFoundError, "SHIMMER_DATA.*moses/train.smi.gz", "moses")
-    monkeypatch.setitem(sys.modules, "selfies", None)
-    refused(ValueError, r"selfies.*pip install '\.\[molecules\]'", "moses")
 
 
 @pytest.mark.parametrize("slot, case, lines, named", [("rescue", "stuck", ("One.",), "lines"), ("trouble", "late", ("Too late.", "It was late."), "the cast's problems")])

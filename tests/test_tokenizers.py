@@ -1,5 +1,6 @@
 """The tokenizer contract, exact round trips over any text, saving and loading, and canvases that lose nothing."""
 import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from hypothesis import given, settings, strategies as st
 
 from shimmer import tokenizers as module
-from shimmer.tokenizers import (TOKENIZER_FILE, CharTokenizer, HuggingFaceTokenizer, SelfiesTokenizer, SentencePieceTokenizer, WordTokenizer, check_contract,
+from shimmer.tokenizers import (TOKENIZER_FILE, CharTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, WordTokenizer, check_contract,
                                 encode_corpus, load_tokenizer, special_token_ids, train_tokenizer)
 
 TEXTS = ["Once upon a time there was a small fox.\nIt ran to the hill, and the hill was green.",
@@ -38,6 +39,48 @@ def hf_byte_level():
 def family():
     return {"char": CharTokenizer.train(TEXTS), "word": WordTokenizer.train(TEXTS), "unigram": SentencePieceTokenizer.train(TEXTS, 320),
             "bpe": SentencePieceTokenizer.train(TEXTS, 320, model_type="bpe"), "huggingface": HuggingFaceTokenizer(hf_byte_level())}
+
+
+SPECIAL_WORDS = ["<mask>", "[MASK]", "<|endoftext|>", "<pad>", "[PAD]", "<eos>", "[EOS]", "<unk>", "</s>", "<s>", "<0x41>"]
+
+
+def hf_unigram(characters):
+    "A Unigram vocabulary, like those of T5 and XLM-R, that has its special tokens among its pieces."
+    import tokenizers, transformers
+    pieces = [*((name, 0.0) for name in ("<mask>", "<pad>", "<|endoftext|>", "<unk>")), ("\u2581the", -2.0), ("cat", -3.0)]
+    raw = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces + [(c, -9.0) for c in characters], unk_id=3))
+    raw.pre_tokenizer, raw.decoder = (part.Metaspace(prepend_scheme="never") for part in (tokenizers.pre_tokenizers, tokenizers.decoders))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, mask_token="<mask>", pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>")
+
+
+def hf_words():
+    "A table of words, which finds its special tokens between spaces."
+    import tokenizers, transformers
+    names = ["<mask>", "<pad>", "<|endoftext|>", "<unk>", "the", " ", "cat"]
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    raw.pre_tokenizer, raw.decoder = tokenizers.pre_tokenizers.Split(" ", "isolated"), tokenizers.decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, mask_token="<mask>", pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "unigram", "bpe", "bpe that met them", "huggingface", "huggingface unigram"])
+def test_special_words_in_a_text_stay_text(family, kind):
+    words = [word for word in SPECIAL_WORDS if (kind, word) != ("huggingface unigram", "<unk>")]  # it merges what it doesn't know
+    sentences = [f"the {word} cat {word}{word}\n{word}" for word in words]
+    tokenizer = {"char": lambda: CharTokenizer.train(sentences), "word": lambda: WordTokenizer.train(sentences),
+                 "bpe that met them": lambda: SentencePieceTokenizer.train(sentences * 50, 340, model_type="bpe"),
+                 "huggingface unigram": lambda: HuggingFaceTokenizer(hf_unigram(sorted(set("".join(sentences).replace(" ", "\u2581")))))
+                 }.get(kind, lambda: family[kind])()
+    special = check_contract(tokenizer, sentences + ["".join(words)])
+    for word in words: assert not {*special} & {*tokenizer.encode(word)} and tokenizer.decode(tokenizer.encode(word)) == word
+
+
+@pytest.mark.parametrize("make", [hf_words, lambda: hf_unigram("\u2581acthe")])
+def test_special_words_that_can_not_be_written_are_refused(make):
+    tokenizer = HuggingFaceTokenizer(make())
+    assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
+    for word in ("<mask>", "<pad>", "<|endoftext|>"):
+        with pytest.raises(ValueError, match=rf"holds '{re.escape(word)}'.*take it out, or use another tokenizer"): tokenizer.encode(f"the {word} cat")
+    assert tokenizer.decode(tokenizer.encode("the x cat")) == "the  cat", "what is unknown is lost, as this tokenizer has it"
 
 
 KINDS = ["char", "word", "unigram", "bpe", "huggingface"]
@@ -165,32 +208,6 @@ def test_unknown_pieces_are_named():
     with pytest.raises(ValueError, match="unknown word ' quokka'"): WordTokenizer.train(["a fox"]).encode("a quokka")
 
 
-symbols = st.from_regex(r"\[[^][]{1,5}\]|\.", fullmatch=True)
-
-
-@given(st.lists(symbols, min_size=1, max_size=20))
-def test_selfies_are_split_into_their_symbols(pieces):
-    text = "".join(pieces)
-    tokenizer = SelfiesTokenizer.train([text])
-    assert tokenizer.split(text) == pieces and len(tokenizer.encode(text)) == len(pieces) and tokenizer.pieces == sorted(set(pieces))
-    check_contract(tokenizer, [text, ""])
-
-
-@given(any_text)
-def test_what_is_no_selfies_is_refused_and_never_shortened(text):
-    try: assert "".join(SelfiesTokenizer.split(text)) == text
-    except ValueError as error: assert "is no SELFIES" in str(error) and "\n" not in str(error)
-
-
-@pytest.mark.parametrize("text, at", [("CCO", "'CCO'"), ("[C]C[O]", "'C\\[O\\]'"), ("[C][", "'\\['"), ("[C] [O]", "' \\[O\\]'"), ("[]", "'\\[\\]'"), ("[C[N]]", "'\\[C\\[N\\]\\]'")])
-def test_a_gap_between_symbols_is_shown(text, at):
-    with pytest.raises(ValueError, match=f"is no SELFIES from {at} on"): SelfiesTokenizer.train(["[C][O]"]).encode(text)
-
-
-def test_an_unknown_symbol_is_named():
-    with pytest.raises(ValueError, match=r"unknown symbol '\[Xe\]'"): SelfiesTokenizer.train(["[C][O]"]).encode("[C][Xe]")
-
-
 @pytest.mark.parametrize("pieces", [[], ["a", "a"], ["a", ""], ["a", 3]])
 def test_damaged_tables_are_refused(pieces):
     with pytest.raises(ValueError, match="a table needs"): CharTokenizer(pieces)
@@ -271,7 +288,6 @@ def test_missing_and_mixed_files(family, tmp_path):
 def test_one_table_for_both_splits():
     two = corpus(["abc"], ["xyz"])
     for kind in ("char", "word"): check_contract(train_tokenizer(two, kind), ["abc", "xyz"])
-    check_contract(train_tokenizer(corpus(["[C][O]"], ["[N].[C]"]), "selfies"), ["[C][O]", "[N].[C]"])
     assert train_tokenizer(two, "char").eos_token_id is not None
     assert train_tokenizer(corpus(["abc"], ["xyz"], documents=False), "char").vocab_size == 6
 
