@@ -133,7 +133,8 @@ def results_table() -> str:
 
 
 IN_SHORT = {  # a chapter in eight words at most, for the map
-    "00_corpora.ipynb": "A world of stories whose probabilities are known",
+    "00_tales.ipynb": "A world of stories whose probabilities are known",
+    "00_corpora.ipynb": "Texts from anywhere, read right or refused",
     "01_tokenizers.ipynb": "Texts become ids, and ids become canvases",
     "02_layers.ipynb": "Rotary positions, attention, SwiGLU, blocks, saving, loading",
     "03_lira.ipynb": "A latent canvas, refined by one block",

@@ -57,7 +57,8 @@ def molecules(
             yield spelled
     if left_out:
         warnings.warn(f"{len(left_out)} of {given + len(left_out)} SMILES of {source} can't be "
-                      f"spelled in SELFIES and were left out, the first is {left_out[0]!r}", stacklevel=2)
+                      "spelled in SELFIES and were left out, "
+                      f"the first is {left_out[0]!r}", stacklevel=2)
 
 # %% ../nbs/appendix_molecules.ipynb #e48455f0
 VALID_MOLECULES = 10_000  # of the test split
@@ -119,8 +120,8 @@ class SelfiesTokenizer(TableTokenizer):
         if sum(map(len, pieces)) < len(text):
             at = re.match(f"({SelfiesTokenizer.pattern.pattern})*", text).end()
             raise ValueError(f"a text of {len(text)} characters is no SELFIES from "
-                             f"{text[at:at + 8]!r} on: it must consist of symbols in brackets, such as [C][=O]; "
-                             "spell a SMILES with `molecules`")
+                             f"{text[at:at + 8]!r} on: it must consist of symbols in brackets, "
+                             "such as [C][=O]; spell a SMILES with `molecules`")
         return pieces
 
 # %% ../nbs/appendix_molecules.ipynb #12541672
