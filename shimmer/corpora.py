@@ -404,7 +404,8 @@ def _check_suffix(path: Path) -> None:
     kind, packed = _kind(path)
     if kind not in KINDS or (kind == ".parquet" and packed):
         raise CorpusError(f"{path} ends in {kind + packed!r}; corpora end in {', '.join(KINDS)}, "
-                          f"all but the last perhaps with {', '.join(OPENERS)}: rename or convert it")
+                          f"all but the last also with {', '.join(OPENERS)} behind: "
+                          "rename or convert it")
     if not path.stat().st_size:
         raise CorpusError(f"{path} is empty and has 0 training texts: "
                           "a corpus needs at least one, and one for validation")

@@ -76,7 +76,7 @@ def test_shimmer_data_comes_first(tmp_path, monkeypatch):
     for split in ("train", "valid"):
         (tmp_path / "tinystories" / f"{split}.txt").write_text(f"One {split}.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
     monkeypatch.setenv("SHIMMER_DATA", str(tmp_path))
-    corpus = load_corpus("tinystories")
+    with pytest.warns(UserWarning, match="1 of the 2 validation texts of tinystories"): corpus = load_corpus("tinystories")
     assert corpus.name == "tinystories"
     assert list(corpus.train["text"]) == ["One train.", "Two."] and list(corpus.valid["text"]) == ["One valid.", "Two."]
     with pytest.raises(FileNotFoundError, match="SHIMMER_DATA"):
@@ -366,8 +366,8 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_its_copies_are_used(monkey
     monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
     refused(FileNotFoundError, "no route to host", "nobody/nothing")
     assert len(asked) == 1 and offline() == (False, False)
-    copy = DatasetDict({split: Dataset.from_dict({"text": ["kept"]}) for split in ("train", "test")})
+    copy = DatasetDict({split: Dataset.from_dict({"text": [f"kept for {split}"]}) for split in ("train", "test")})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming, revision: copy if offline() == (True, True) else None)
-    assert load_corpus("somebody/something").train["text"][0] == "kept" and offline() == (False, False)
+    assert load_corpus("somebody/something").train["text"][0] == "kept for train" and offline() == (False, False)
     copy.pop("train")
     refused(ValueError, "the splits test and no split 'train'", "somebody/something")
