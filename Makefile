@@ -33,12 +33,13 @@ demo: report-quickstart ## train, sample and score a small model in minutes: rep
 
 test: $(STAMP) ## check that everything is in step, then test the notebooks and the library
 	$(PY) .ci/check_in_step.py
+	$(PY) -m ruff check --quiet .
 	$(OFFLINE) .venv/bin/nbdev_test
 	$(OFFLINE) $(PY) -m pytest $(PYTEST_FLAGS) tests
 
 text: $(TWINS) ## write a text twin of every notebook into pct/ (one you have edited since is kept)
 
-sync: $(STAMP) ## write the edited twins back, run what changed, clean, export (NB="07_lira 10_samplers", RUN=1 to run anyway)
+sync: $(STAMP) ## write the edited twins back, run what changed, clean, export (NB="08_lira 11_samplers", RUN=1 to run anyway)
 	$(PY) .ci/sync.py $(if $(RUN),--run) $(NB)
 
 .PHONY: canvas figures

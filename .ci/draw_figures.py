@@ -310,8 +310,8 @@ def tale(folder: Path) -> None:
 def writing(folder: Path) -> None:
     "Write writing.gif: one canvas tells a tale in twelve calls, and beside it one token a call, on one clock."
     from shimmer.checkpoints import load_checkpoint
-    from shimmer.corpora import Tales
     from shimmer.samplers import generate_topk
+    from shimmer.tales import Tales
     from shimmer.trajectories import INK, PAPER, save_gif
     model, tokenizer = load_checkpoint("tales")
     panels = []

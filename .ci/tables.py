@@ -133,23 +133,24 @@ def results_table() -> str:
 
 
 IN_SHORT = {  # a chapter in eight words at most, for the map
-    "00_corpora.ipynb": "A world of stories whose probabilities are known",
-    "01_tokenizers.ipynb": "Texts become ids, and ids become canvases",
-    "02_corruption.ipynb": "Hiding tokens so that the loss bounds likelihood",
-    "03_layers.ipynb": "Rotary positions, attention, SwiGLU, the block",
-    "04_models.ipynb": "Two protocols, first weights, saving and loading",
-    "05_policies.ipynb": "Which positions to write next, or again",
-    "06_objectives.ipynb": "What training minimises, as a value",
-    "07_lira.ipynb": "A latent canvas, refined by one block",
-    "08_likelihood.ipynb": "Bounds and exact likelihoods, tested against truth",
-    "09_training.ipynb": "One trainer, stages as data, exact resuming",
-    "10_samplers.ipynb": "One loop that fills canvases, one that appends",
-    "11_trajectories.ipynb": "Watch a canvas fill, call by call",
-    "12_gpt.ipynb": "The baseline that refinement has to beat",
-    "13_metrics.ipynb": "What counting texts can tell, and cannot",
-    "14_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
-    "15_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
-    "16_cli.ipynb": "Train, write, measure and draw from a terminal",
+    "00_tales.ipynb": "A world of stories whose probabilities are known",
+    "01_corpora.ipynb": "Texts from anywhere, read right or refused",
+    "02_tokenizers.ipynb": "Texts become ids, and ids become canvases",
+    "03_corruption.ipynb": "Hiding tokens so that the loss bounds likelihood",
+    "04_layers.ipynb": "Rotary positions, attention, SwiGLU, the block",
+    "05_models.ipynb": "Two protocols, first weights, saving and loading",
+    "06_policies.ipynb": "Which positions to write next, or again",
+    "07_objectives.ipynb": "What training minimises, as a value",
+    "08_lira.ipynb": "A latent canvas, refined by one block",
+    "09_likelihood.ipynb": "Bounds and exact likelihoods, tested against truth",
+    "10_training.ipynb": "One trainer, stages as data, exact resuming",
+    "11_samplers.ipynb": "One loop that fills canvases, one that appends",
+    "12_trajectories.ipynb": "Watch a canvas fill, call by call",
+    "13_gpt.ipynb": "The baseline that refinement has to beat",
+    "14_metrics.ipynb": "What counting texts can tell, and cannot",
+    "15_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
+    "16_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
+    "17_cli.ipynb": "Train, write, measure and draw from a terminal",
 }
 
 
@@ -217,13 +218,13 @@ def _compared(most, model, measure, way):
 
 
 ARCHITECTURES = [
-    Architecture("GPT", "[@gpt], [A fair rival: GPT](12_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
+    Architecture("GPT", "[@gpt], [A fair rival: GPT](13_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
     Architecture("BERT", "[@bert]", ("both ways", "the masked tokens", "masked cross-entropy at one ratio", "none: the objective is no bound", "not made to write", "no", "nothing")),
     Architecture("LLaDA", "[@llada]", ("both ways", "every masked token", "masked cross-entropy over all ratios, each weighted by 1/t: a bound", "a bound; exact along an order", "any number", "by re-masking", "nothing")),
-    Architecture("LIRA", "[@lira], [LIRA](07_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
-    Architecture("Imadarem", "[@imadarem; @imadaremv], [Imadarem and its gate](14_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
+    Architecture("LIRA", "[@lira], [LIRA](08_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
+    Architecture("Imadarem", "[@imadarem; @imadaremv], [Imadarem and its gate](15_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
                  {"tales right, temperature 1": ("{:.0%}", "gate", ("tales", dict(model="mixture", way="one a call"), "right"))}),
-    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [Chunks that are refined](15_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
+    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [Chunks that are refined](16_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
                  {"Tiny Shakespeare, nats a character": ("{:.2f}", "chunk_trm", ("results", dict(group="main", model="TRM"), "nats per character"))}),
 ]
 

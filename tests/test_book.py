@@ -173,7 +173,7 @@ def test_nothing_links_to_an_address_that_is_not_the_books(monkeypatch):
 
 def test_every_chapter_is_on_the_map_in_eight_words(monkeypatch):
     assert all(file in tables.map_table() for file in tables.IN_SHORT)
-    monkeypatch.setitem(tables.IN_SHORT, "07_lira.ipynb", "one two three four five six seven eight nine")
+    monkeypatch.setitem(tables.IN_SHORT, "08_lira.ipynb", "one two three four five six seven eight nine")
     with pytest.raises(ValueError, match="one to eight words"): tables.map_table()
 
 
@@ -202,7 +202,7 @@ def test_the_front_page_is_short_and_says_its_results_in_six_sentences():
 
 
 def test_the_chapter_on_chunks_was_run_on_tiny_shakespeare():
-    printed = "\n".join(output.get("text", "") for cell in book.read(book.NBS / "15_chunk_trm.ipynb").cells if cell.cell_type == "code" for output in cell.outputs)
+    printed = "\n".join(output.get("text", "") for cell in book.read(book.NBS / "16_chunk_trm.ipynb").cells if cell.cell_type == "code" for output in cell.outputs)
     assert "tinyshakespeare: 1,003,854 characters to train on" in printed
 
 

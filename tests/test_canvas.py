@@ -12,10 +12,10 @@ import torch
 import shimmer.models
 from shimmer import cli
 from shimmer.checkpoints import load_checkpoint
-from shimmer.corpora import Tales
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import checkpoint_directory, load_model, shipped_canvases
 from shimmer.samplers import generate_topk
+from shimmer.tales import Tales
 
 ROOT = Path(__file__).resolve().parent.parent
 TALES = ROOT / "shimmer" / "canvases" / "tales"

@@ -136,7 +136,7 @@ def test_show_prints_the_trajectory(run):
 
 
 def test_infilling_keeps_what_was_given(run, shared):
-    from shimmer.corpora import Tales
+    from shimmer.tales import Tales
     tale = Tales().sample(1, seed=3)[0]
     first, second, *rest = tale.split(" ")
     _, out, _ = run("generate --checkpoint checkpoints/tiny --infill " + shlex.quote(" ".join([first, "____", *rest])))
@@ -200,7 +200,7 @@ def test_evaluate_agrees_with_the_library(run, shared, monkeypatch):
 
 
 def test_a_gpt_is_exact_and_states_no_confidence(run, shared):
-    assert run(f"evaluate --checkpoint checkpoints/tiny_gpt --num_texts 16 --num_ordered 4 --num_written 4 --output gpt.json")[0] == 0
+    assert run("evaluate --checkpoint checkpoints/tiny_gpt --num_texts 16 --num_ordered 4 --num_written 4 --output gpt.json")[0] == 0
     figures, = json.loads((shared / "gpt.json").read_text())["checkpoints"]
     assert figures["likelihood"] == "exact" and figures["num_refine_steps"] is None and figures["tales_written"] == 4
     assert not any(name.startswith(("duel", "ece", "brier", "confidence")) for name in figures)

@@ -119,7 +119,6 @@ def test_a_room_on_the_wrong_floor_or_on_none_is_refused(script, monkeypatch):
 
 
 def test_the_player_of_the_front_page_is_small_and_needs_nothing_else():
-    from shimmer.corpora import Tales
     page = (IMAGES / "refinement.html").read_text()
     assert len(page.encode()) < 300_000 and not re.search(r"(src|href)=|https?://|@import|fetch\(", page)
     index = "\n".join(cell.source for cell in read(ROOT / "nbs" / "index.ipynb").cells)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shimmer import metrics
-from shimmer.corpora import Tales
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.models import Prediction
+from shimmer.tales import Tales
 from shimmer.metrics import (TOPICS, Topic, calibration, coherence, coherence_controls, confidence_at_filled, confidence_at_masked, confidence_gap, consecutive_repetition, diversity,
                              generation_metrics, generation_perplexity, judge_tales, ngrams,
                              reliability_diagram, repetition, self_similarity, shuffle_words, split_words, token_entropy, wilson_interval)

@@ -17,7 +17,7 @@ from shimmer import corpora
 from shimmer.corpora import load_corpus
 from shimmer.molecules import (PROPERTIES, SelfiesTokenizer, draw_molecules, internal_diversity, known_molecules, molecule_metrics, molecule_properties,
                                molecules, property_histograms, random_selfies, read_molecule, uniqueness, wasserstein)
-from shimmer.tokenizers import check_contract, load_tokenizer, train_tokenizer
+from shimmer.tokenizers import check_contract, train_tokenizer
 
 
 def refused(error, match, *args, **kwargs):

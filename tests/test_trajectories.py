@@ -11,10 +11,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from rich.console import Console
 
-from shimmer.corpora import KINDS, Tales
+from shimmer.corpora import KINDS
 from shimmer.curves import learning_curve, read_log, smooth
 from shimmer.models import Prediction
 from shimmer.samplers import Trajectory, generate_topk
+from shimmer.tales import Tales
 from shimmer.tokenizers import CharTokenizer
 from shimmer.trajectories import END, MASK, frames_of, quotation, save_gif, save_player, trajectory_html, trajectory_player, trajectory_strip, trajectory_table, trajectory_text
 
