@@ -8,8 +8,9 @@ __all__ = ['HABITS', 'OTHERWISE', 'VOCAB_SIZE', 'MODELS', 'OF_LIRA', 'OF_IMADARE
            'same_names', 'lira', 'imadarem', 'gpt', 'chunk_trm', 'refuse_unused', 'build_model', 'stages_of',
            'train_config', 'check_place', 'read_json', 'check_same_model', 'prepare', 'train', 'report_training',
            'Sampling', 'load', 'encode', 'blanks', 'canvas_of', 'write_in_order', 'write', 'Generate', 'generate',
-           'terminal', 'aside', 'Animate', 'new_file', 'animate', 'Evaluate', 'corpus_of', 'measure', 'show_value',
-           'print_table', 'with_intervals', 'evaluate', 'Info', 'info', 'describe', 'with_preset', 'is_refusal', 'main']
+           'terminal', 'atomic_write', 'Animate', 'new_file', 'animate', 'Evaluate', 'corpus_of', 'measure',
+           'show_value', 'print_table', 'with_intervals', 'evaluate', 'Info', 'info', 'describe', 'with_preset',
+           'is_refusal', 'main']
 
 # %% ../nbs/17_cli.ipynb #f58b987e
 import json
@@ -89,7 +90,7 @@ class Train:
     stage_epochs: int = 3  # passes over a stage's texts
     mask_ratio: tuple[float, float] = (0.1, 1.0)  # lira, imadarem: least and greatest share of masked tokens, where masking varies
     confidence_weight: float = 0.1  # lira: weight of the confidence loss, in the last stage
-    weighting: Literal["bound", "mean_over_t"] = "bound"  # lira: how masked losses are averaged; mean_over_t is the source text's
+    weighting: Literal["elbo", "mean_over_t"] = "elbo"  # lira: how masked losses are averaged; mean_over_t is the source text's
 
     batch_size: int = 64  # canvases in an update, over all processes
     gradient_accumulation: Annotated[int, tyro.conf.arg(aliases=["--accumulation"])] = 1  # parts a batch is computed in
@@ -328,10 +329,10 @@ def report_training(
     kept = min(validations, key=lambda row: row["valid_nats"]) if options.keep_best else validations[-1]
     texts = scored_bytes(encoded.valid[: options.validation_texts], encoded.tokenizer)
     entropy = Tales().entropy() if options.dataset == "tales" else None
-    with aside(directory / FLAGS) as new: new.write_text(json.dumps(asdict(options), indent=1) + "\n")
+    with atomic_write(directory / FLAGS) as new: new.write_text(json.dumps(asdict(options), indent=1) + "\n")
     curve = learning_curve(result.log, entropy=entropy)
     curve.axes[0].set_xlim(left=0)
-    with aside(directory / "learning_curve.png") as new: curve.savefig(new, dpi=100)
+    with atomic_write(directory / "learning_curve.png") as new: curve.savefig(new, dpi=100)
     print(f"trained     {result.steps:,} steps in {result.seconds:,.0f} s")
     print(f"validation  {'exactly' if isinstance(result.model, CausalLM) else 'at most'} {kept['valid_nats']:.2f} ± {kept['valid_standard_error']:.2f} nats a canvas, {kept['valid_nats_per_token']:.3f} a position, "
           f"{bits_per_byte(kept['valid_nats'] * len(texts), texts):.3f} bits per byte" + (f"; entropy {entropy:.2f} nats a tale" if entropy else "") + (f"; of step {kept['step']:,}" if options.keep_best else ""))
@@ -439,7 +440,7 @@ def write(
 ) -> "Trajectory":
     "Write the texts that the options ask for."
     from shimmer.models import CausalLM, default_policy, revises
-    from shimmer.policies import Remasking, TopK
+    from shimmer.policies import ThresholdRemasking, TopK
     from shimmer.samplers import refine
     refuse_unused(options, WRITING_NO_USE[isinstance(model, CausalLM)], f"a {model.config.model_type}")
     if isinstance(model, CausalLM): return write_in_order(model, tokenizer, options)
@@ -450,7 +451,7 @@ def write(
         if not revises(model): raise ValueError(f"sampler is mend, and a {model.config.model_type} has no policy of its own for it: choose topk or remask, or take an imadarem")
         refuse_unused(options, ("order", "schedule", "threshold", "remask_threshold"), "a model that mends")
         policy, steps = default_policy(model), model.config.max_refinement_steps
-    else: policy, steps = {"topk": (TopK(options.schedule, options.order), num_open), "remask": (Remasking(options.threshold, options.remask_threshold), 2 * num_open)}[sampler]
+    else: policy, steps = {"topk": (TopK(options.schedule, options.order), num_open), "remask": (ThresholdRemasking(options.threshold, options.remask_threshold), 2 * num_open)}[sampler]
     return refine(model, canvas, policy, steps if options.num_steps is None else options.num_steps, options.temperature, options.seed, eos_token_id=tokenizer.eos_token_id)
 
 # %% ../nbs/17_cli.ipynb #f025d4db
@@ -476,7 +477,7 @@ def terminal() -> Console:
 
 # %% ../nbs/17_cli.ipynb #5b5aa298
 @contextmanager
-def aside(
+def atomic_write(
     path: Path,
 ):
     "A path to write to, put in `path`'s place when it is whole; OSError where it can't be written."
@@ -517,7 +518,7 @@ def animate(
     path = new_file(options.output, options.overwrite, tuple(writers))
     model, tokenizer = load(options)
     trajectory = write(model, tokenizer, options)
-    with aside(path) as new: writers[path.suffix.lower()](trajectory, tokenizer, new)
+    with atomic_write(path) as new: writers[path.suffix.lower()](trajectory, tokenizer, new)
     print(path)
 
 # %% ../nbs/17_cli.ipynb #d4c4f58b
@@ -609,7 +610,7 @@ def evaluate(
     print_table(f"on {found['corpus']}", *map(with_intervals, found["checkpoints"]))
     for difference in found["differences"]: print_table("difference, below 0 where better", with_intervals(difference))
     if path:
-        with aside(path) as new: new.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        with atomic_write(path) as new: new.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
         print(path)
 
 # %% ../nbs/17_cli.ipynb #7bc3931d

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/03_corruption.ipynb #74e2102a
-Weighting = Literal["bound", "mean_over_t"]
+Weighting = Literal["elbo", "mean_over_t"]
 
 @dataclass
 class Batch:
@@ -85,9 +85,9 @@ def mask_tokens(
 def masked_loss(
     cross_entropy: Tensor,  # [M] nats at the masked positions, in row-major order
     mask: Mask,  # from `mask_tokens`
-    weighting: Weighting = "bound",  # "bound": sum / (t·L); "mean_over_t": the source texts' mean / t
+    weighting: Weighting = "elbo",  # "elbo": sum / (t·L); "mean_over_t": the source texts' mean / t
 ) -> Tensor:  # scalar, nats per token
-    "Average a batch's reconstruction losses, rows alike; with ratios uniform on (0, 1], \"bound\" estimates NELBO / L without bias."
+    "Average a batch's reconstruction losses, rows alike; with ratios uniform on (0, 1], \"elbo\" estimates NELBO / L without bias."
     count = mask.masked.sum(1)
     weight = 1 / (count * mask.masked.shape[0])  # a row's mean over its masked tokens = sum / (t·L), then the mean over rows
     if weighting == "mean_over_t": weight = weight / mask.ratio

@@ -20,7 +20,7 @@ from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll, pa
 from .metrics import calibration, confidence_at_filled, confidence_at_masked, confidence_gap, generation_metrics, judge_tales, split_words
 from .models import CausalLM, device_of, evaluation_mode, revises
 from .molecules import molecule_metrics
-from .policies import draw_tokens
+from .policies import sample_categorical
 from .samplers import Trajectory, generate_by_refinement, generate_left_to_right, generate_topk
 from .tokenizers import Tokenizer, encode_corpus
 
@@ -220,6 +220,6 @@ def judged_fills(
     uniform = torch.rand(int(masked.sum()), generator=generator, dtype=torch.float64).to(ids.device)
     with evaluation_mode(model):
         logits, _, state = model.denoise(ids.masked_fill(masked, model.config.mask_token_id))
-        filled = ids.masked_scatter(masked, draw_tokens(logits[masked].double().log_softmax(-1), uniform, 1.0))
+        filled = ids.masked_scatter(masked, sample_categorical(logits[masked].double().log_softmax(-1), uniform, 1.0))
         confidence = model.denoise(filled, state).confidence
     return (1 - confidence[masked]).cpu(), (filled != ids)[masked].cpu()

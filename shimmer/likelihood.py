@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_texts', 'token_log_probs', 'token_nats', 'masked_nats', 'nelbo', 'exact_nelbo', 'enumerate_masks',
-           'left_to_right_nll', 'nll', 'BlindView', 'replay', 'duel_nll', 'bits_per_byte', 'Interval',
+           'left_to_right_nll', 'nll', 'BlindState', 'replay', 'duel_nll', 'bits_per_byte', 'Interval',
            'bootstrap_interval', 'paired_difference', 'compare']
 
 # %% ../nbs/09_likelihood.ipynb #b3e1b0ac
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .corruption import real_tokens
 from .models import CausalLM, check_denoiser, evaluation_mode
-from .policies import Decision, Order, Policy, View, highest
+from .policies import UnmaskAction, Order, Policy, SamplerState, top_positions
 
 # %% ../nbs/09_likelihood.ipynb #005ee562
 def check_texts(
@@ -153,7 +153,7 @@ def nll(
     return left_to_right_nll(model, ids, batch_size) if isinstance(model, CausalLM) else nelbo(model, ids, draws, seed, batch_size)
 
 # %% ../nbs/09_likelihood.ipynb #bc67eeb6
-class BlindView(View):
+class BlindState(SamplerState):
     "What a position rule may see: the canvas and what the model says of it, never chance or what chance drew."
     def __getattribute__(self, name):
         if name in ("drawn", "noise"):
@@ -165,7 +165,7 @@ class BlindView(View):
 def replay(
     model,  # a denoiser
     text: Tensor,  # [B, L] int64
-    decide: Callable[[View], Decision],  # a policy, or a rule of one's own
+    decide: Callable[[SamplerState], UnmaskAction],  # a policy, or a rule of one's own
     num_calls: int,  # after which every position has to be written
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
     "Write texts the way a policy would, and add up what each token cost when it was written; ValueError for a policy that reopens or leaves holes."
@@ -175,7 +175,7 @@ def replay(
         canvas = text.masked_fill(masked, model.config.mask_token_id)
         logits, head, state = model.denoise(canvas, state)
         log_probs = token_log_probs(model, logits[masked].double())
-        view = BlindView(call, num_calls, canvas, masked, masked, num_masked, log_probs, canvas, masked, None if head is None else head.double())
+        view = BlindState(call, num_calls, canvas, masked, masked, num_masked, log_probs, canvas, masked, None if head is None else head.double())
         decision = decide(view)
         if decision.reopen is not None and decision.reopen.any(): raise ValueError(f"the rule reopens {int(decision.reopen.sum())} positions in call {call + 1}: many paths lead to a text then; choose a rule that only writes")
         nats = view.spread(-log_probs.gather(-1, text[masked][:, None])[:, 0])  # 0 where nothing is masked
@@ -204,8 +204,8 @@ def duel_nll(
     if isinstance(model, CausalLM):
         if (rule, k) != ("left_to_right", 1): raise ValueError(f"rule is {rule!r} and k is {k}, and {type(model).__name__} reads from left to right, one token after the other: give 'left_to_right' and 1")
         return left_to_right_nll(model, ids, batch_size)
-    by_order = lambda view: Decision(highest(view.score(rule), view.masked, torch.full_like(view.num_masked, k)))
-    decide: Callable[[View], Decision] = rule if callable(rule) else by_order
+    by_order = lambda view: UnmaskAction(top_positions(view.score(rule), view.masked, torch.full_like(view.num_masked, k)))
+    decide: Callable[[SamplerState], UnmaskAction] = rule if callable(rule) else by_order
     num_calls = math.ceil(ids.shape[1] / k)
     with evaluation_mode(model): return torch.cat([replay(model, text, decide, num_calls) for text in ids.split(batch_size)])
 

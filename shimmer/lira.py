@@ -99,7 +99,7 @@ class LatentCanvasModel(PretrainedModel):
         self.refine_block = RefineBlock(config)
         self.loop_embed = nn.Embedding(MAX_LOOPS, D) if config.loop_embedding else None
         self.carry_norm = nn.RMSNorm(D) if config.carry_latent else None
-        self.token_head = None if config.tie_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(D, config.vocab_size, bias=False)
         self.confidence_head = nn.Linear(D, 1, bias=False)
         depth = config.num_layers * config.num_refine_steps + config.num_prelude_layers + config.num_coda_layers
         init_weights(self, depth)
@@ -136,7 +136,7 @@ class LatentCanvasModel(PretrainedModel):
     ) -> Tensor:  # [..., vocab_size] float32 logits; the mask token's, where it has one, is −inf
         "The token head."
         V, mask_id = self.config.vocab_size, self.config.mask_token_id
-        logits = F.linear(z, self.embed_tokens.weight[:V] if self.token_head is None else self.token_head.weight).float()
+        logits = F.linear(z, self.embed_tokens.weight[:V] if self.lm_head is None else self.lm_head.weight).float()
         return logits if mask_id == V else logits.index_fill(-1, torch.tensor(mask_id, device=z.device), -math.inf)
 
     def forward(

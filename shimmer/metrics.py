@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from .corruption import draw_noise, mask_tokens, real_tokens
 from .likelihood import Interval, bootstrap_interval, check_texts, nll, token_log_probs
 from .models import CausalLM, evaluation_mode
-from .policies import draw_tokens
+from .policies import sample_categorical
 from .tales import Tales
 
 # %% ../nbs/14_metrics.ipynb #f3ee74f2
@@ -318,7 +318,7 @@ def confidence_at_filled(
     with evaluation_mode(model):
         for text, hole, fill, u in zip(*(t.split(batch_size) for t in (ids, hidden, filled, uniform))):
             logits, _, state = stated_confidence(model, text, hole)
-            drawn = draw_tokens(token_log_probs(model, logits.double()), u, temperature=1.0)
+            drawn = sample_categorical(token_log_probs(model, logits.double()), u, temperature=1.0)
             _, confidence, _ = stated_confidence(model, torch.where(fill, drawn, text), hole & ~fill, state)
             counts = fill if ignore is None else fill & (text != ignore)
             held.append(confidence[counts].cpu())

@@ -34,7 +34,7 @@ class MaskedLM:
     "Masked reconstruction, the objective of any `Denoiser`; ValueError for values that make no objective."
     mask_ratio: tuple[float, float] = (0.1, 1.0)  # range that each row draws its share of masks from
     num_refine_steps: int | tuple[int, int] | None = None  # K, or a range (low, high) to draw it from; the model's own where None
-    weighting: Weighting = "bound"  # how masked losses are averaged
+    weighting: Weighting = "elbo"  # how masked losses are averaged
     confidence_weight: float = 0.0  # weight of the confidence loss
 
     def __post_init__(self):

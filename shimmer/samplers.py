@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Trajectory', 'check_canvas', 'refine', 'make_canvas', 'generate_topk', 'generate_with_remasking',
-           'generate_by_refinement', 'truncate', 'slides', 'tokens_at_once', 'check_prompts', 'append_tokens',
+           'generate_by_refinement', 'top_k_top_p_filter', 'slides', 'tokens_at_once', 'check_prompts', 'append_tokens',
            'generate_left_to_right']
 
 # %% ../nbs/11_samplers.ipynb #b23e1faa
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from .layers import KVCache
 from .models import CausalLM, CausalModel, Denoiser, check_denoiser, continuation_logits, default_policy, device_of, evaluation_mode, revises
-from .policies import Order, Policy, Remasking, RowNoise, Schedule, TopK, View, draw_tokens, sampling_device
+from .policies import Order, Policy, ThresholdRemasking, RowNoise, Schedule, TopK, SamplerState, sample_categorical, sampling_device
 
 # %% ../nbs/11_samplers.ipynb #d94409ab
 @dataclass
@@ -24,7 +24,7 @@ class Trajectory:
     ids: Tensor  # [B, L] the final canvas
     canvases: Tensor  # [S + 1, B, L] the canvas at the start and after each call
     confidence: Tensor  # [S, B, L] in [0, 1]: the model's own confidence at each call; where it has none, its probability of the token that then stood or was written there (at a mask that stayed: of the one drawn); 1 in rows that had ended
-    given: Tensor  # [B, L] bool, positions that were never to change (pads among them)
+    fixed: Tensor  # [B, L] bool, positions that were never to change (pads among them)
     num_calls: Tensor  # [B] network calls each row took part in
     stop_reason: list[str]  # for each row "canvas full", "nothing changes", "little changes", "calls used up" or "nothing to write"
     mask_token_id: int
@@ -80,7 +80,7 @@ def refine(
     num_steps: int,  # network calls at most
     temperature: float = 1.0,  # of the drawn tokens; 0 takes the likeliest
     seed: int = 0,  # row i draws from seed + i
-    given: Tensor | None = None,  # [B, L] bool, positions that must not change; all that is no mask where None
+    fixed: Tensor | None = None,  # [B, L] bool, positions that must not change; all that is no mask where None
     eos_token_id: int | None = None,  # once written, the masks behind it become it too
 ) -> Trajectory:
     "Refine canvases until they are full, or settled where the policy reopens, or the calls are used up; ValueError for a canvas that can't be written."
@@ -92,15 +92,15 @@ def refine(
     work = sampling_device(device)  # where the canvas is kept and tokens are drawn
     ids = canvas.to(work, torch.int64, copy=True)
     pads = torch.zeros_like(ids, dtype=torch.bool) if pad_id is None else ids == pad_id
-    if given is not None and given.shape not in (ids.shape, (1, ids.shape[1])): raise ValueError(f"given has shape {tuple(given.shape)}, the canvas {tuple(ids.shape)}: give one of the same shape, or a single row for all")
+    if fixed is not None and fixed.shape not in (ids.shape, (1, ids.shape[1])): raise ValueError(f"fixed has shape {tuple(fixed.shape)}, the canvas {tuple(ids.shape)}: give one of the same shape, or a single row for all")
     if eos_token_id is not None and not 0 <= eos_token_id <= (top := max(config.vocab_size - 1, mask_id)): raise ValueError(f"eos_token_id is {eos_token_id}, the model knows 0 to {top}: give the tokenizer's, or None")
-    given = (ids != mask_id if given is None else given.to(work)) | pads
-    if (missing := given & (ids == mask_id)).any(): raise ValueError(f"{int(missing.sum())} given positions hold the mask token: given positions need a token")
+    fixed = (ids != mask_id if fixed is None else fixed.to(work)) | pads
+    if (missing := fixed & (ids == mask_id)).any(): raise ValueError(f"{int(missing.sum())} fixed positions hold the mask token: fixed positions need a token")
     noise, num_masked = RowNoise(seed, ~pads), (ids == mask_id).sum(1)
-    freezes, little = getattr(policy, "freezes_end", False), getattr(policy, "stop_threshold", 0.0) * (~given).sum(1)
+    freezes, little = getattr(policy, "freezes_end", False), getattr(policy, "stop_threshold", 0.0) * (~fixed).sum(1)
     canvases, held, chosen, state, ends = [ids], [], [], None, torch.zeros_like(pads)
     at_or_behind = lambda where: where.int().cummax(1).values.bool()
-    active = (~given if policy.reopens else ids == mask_id).any(1)  # rows that are not done
+    active = (~fixed if policy.reopens else ids == mask_id).any(1)  # rows that are not done
     num_calls, reason = torch.zeros(len(ids), dtype=torch.long), ["calls used up" if a else "nothing to write" for a in active.tolist()]
     with evaluation_mode(model):
         for step in range(num_steps):
@@ -108,20 +108,20 @@ def refine(
             logits, head, state = model.denoise(ids.to(device), state)
             logits, head = logits.to(work), None if head is None else head.to(work)
             masked = (ids == mask_id) & active[:, None]
-            open = ~given & ~(at_or_behind(ends) & freezes) & active[:, None] if policy.reopens else masked
-            log_probs = logits[open].double()  # [N, V]
+            editable = ~fixed & ~(at_or_behind(ends) & freezes) & active[:, None] if policy.reopens else masked
+            log_probs = logits[editable].double()  # [N, V]
             for banned in (mask_id, pad_id):
                 if banned is not None and banned < log_probs.shape[-1]: log_probs[:, banned] = -math.inf
             log_probs = log_probs.log_softmax(-1)
-            drawn = ids.masked_scatter(open, draw_tokens(log_probs, noise().to(work)[open], temperature))
-            view = View(step, num_steps, ids, masked, open, num_masked, log_probs, drawn, noise().to(work), None if head is None else head.double())
+            drawn = ids.masked_scatter(editable, sample_categorical(log_probs, noise().to(work)[editable], temperature))
+            view = SamplerState(step, num_steps, ids, masked, editable, num_masked, log_probs, drawn, noise().to(work), None if head is None else head.double())
             decision = policy(view)
-            write = decision.write & open
+            write = decision.write & editable
             new = torch.where(write, drawn, ids)
-            if decision.reopen is not None: new = torch.where(decision.reopen & open & ~write, mask_id, new)
+            if decision.reopen is not None: new = torch.where(decision.reopen & editable & ~write, mask_id, new)
             if eos_token_id is not None:
-                ends = (ends | write) & (new == eos_token_id) if freezes else (new == eos_token_id) & ~given  # that were written
-                new = torch.where(at_or_behind(ends) & ~given & (freezes | (new == mask_id)), eos_token_id, new)
+                ends = (ends | write) & (new == eos_token_id) if freezes else (new == eos_token_id) & ~fixed  # that were written
+                new = torch.where(at_or_behind(ends) & ~fixed & (freezes | (new == mask_id)), eos_token_id, new)
             if head is None:
                 token = torch.where(new == mask_id, drawn, new)[..., None]
                 head = (logits.gather(-1, token)[..., 0] - logits.logsumexp(-1)).exp()
@@ -134,7 +134,7 @@ def refine(
             active, ids = active & ~done, new
             canvases.append(ids)
     by_call = lambda kept: torch.stack(kept) if kept else torch.zeros(0, *ids.shape)
-    return Trajectory(ids.cpu(), torch.stack(canvases).cpu(), by_call(held), given.cpu(), num_calls, reason, mask_id, pad_id, eos_token_id, by_call(chosen).bool())
+    return Trajectory(ids.cpu(), torch.stack(canvases).cpu(), by_call(held), fixed.cpu(), num_calls, reason, mask_id, pad_id, eos_token_id, by_call(chosen).bool())
 
 # %% ../nbs/11_samplers.ipynb #b912ace7
 def make_canvas(
@@ -188,7 +188,7 @@ def generate_with_remasking(
     eos_token_id: int | None = None,  # once written, the masks behind it become it too
 ) -> Trajectory:
     "Continue prompts, taking back what the model no longer believes in; the last call writes all that is left; ValueError for prompts that can't be continued."
-    policy, canvas = Remasking(threshold, remask_threshold), make_canvas(model, prompt_ids, gen_length)
+    policy, canvas = ThresholdRemasking(threshold, remask_threshold), make_canvas(model, prompt_ids, gen_length)
     steps = 2 * int((canvas == model.config.mask_token_id).sum(1).max()) if num_steps is None else num_steps
     return refine(model, canvas, policy, steps, temperature, seed, eos_token_id=eos_token_id)
 
@@ -209,7 +209,7 @@ def generate_by_refinement(
                   config.sampling_temperature if temperature is None else temperature, seed, eos_token_id=config.eos_token_id)
 
 # %% ../nbs/11_samplers.ipynb #99e8ee03
-def truncate(
+def top_k_top_p_filter(
     log_probs: Tensor,  # [..., V] float64, also unnormalised
     top_k: int | None = None,  # keep the k likeliest
     top_p: float | None = None,  # keep the likeliest that together reach this probability, one at least; of what top_k left
@@ -288,7 +288,7 @@ def append_tokens(
         while len(probs) < new and not ended.all():
             logits = continuation_logits(model, ids, k, cache).to(work).double()  # [B, k, V]
             if pad is not None: logits[..., pad] = -math.inf
-            drawn = draw_tokens(truncate(logits / (temperature or 1.0), top_k, top_p), noise().to(work), float(temperature > 0))
+            drawn = sample_categorical(top_k_top_p_filter(logits / (temperature or 1.0), top_k, top_p), noise().to(work), float(temperature > 0))
             prob = logits.softmax(-1).gather(-1, drawn[..., None])[..., 0]
             for j in range(min(k, new - len(probs))):
                 token = drawn[:, j]
@@ -322,5 +322,5 @@ def generate_left_to_right(
     calls = torch.arange(int(num_calls.max()) + 1)[:, None, None]
     filled = (column < L - new + calls * at_once) | (calls >= num_calls[:, None])  # [S + 1, B, L]; the call that writes an end fills the row
     confidence = F.pad(probs.float(), (L - new, 0), value=1.0).where(filled[1:], math.nan).masked_fill(calls[1:] > num_calls[:, None], 1.0)
-    given = (column < L - new).expand(B, L)
-    return Trajectory(ids, ids.where(filled, mask_id), confidence, given, num_calls, ["canvas full"] * B, mask_id, getattr(model.config, "pad_token_id", None), eos_token_id)
+    fixed = (column < L - new).expand(B, L)
+    return Trajectory(ids, ids.where(filled, mask_id), confidence, fixed, num_calls, ["canvas full"] * B, mask_id, getattr(model.config, "pad_token_id", None), eos_token_id)

@@ -75,7 +75,7 @@ def frames_of(
     if every < 1: raise ValueError(f"every is {every}: show every call with 1, every second call with 2, and so on")
     last, mask = int(trajectory.num_calls[row]), trajectory.mask_token_id
     end = trajectory.eos_token_id if trajectory.eos_token_id is not None else getattr(tokenizer, "eos_token_id", None)
-    canvases, given = trajectory.canvases[: last + 1, row].tolist(), trajectory.given[row].tolist()
+    canvases, given = trajectory.canvases[: last + 1, row].tolist(), trajectory.fixed[row].tolist()
     confidence = trajectory.confidence[:last, row].tolist()
     positions = [i for i, start in enumerate(canvases[0]) if trajectory.pad_token_id is None or not (given[i] and start == trajectory.pad_token_id)] or [*range(len(given))]
     raw = {i: tokenizer.token(i) for i in {id for canvas in canvases for id in canvas}}
@@ -204,7 +204,7 @@ body.quarto-dark .shimmer{color-scheme:dark;--ink:#ececf0;--paper:#17181b;--fain
 .shimmer .tok{display:inline-block;text-align:center;padding:0 2px;margin:1px 0;border-radius:3px;white-space:pre;border:1px solid transparent;color:var(--ink);
 background:rgb(var(--doubt)/calc(var(--d,0)*var(--most)))}
 .shimmer .tok[data-w]::after{content:attr(data-w);display:block;height:0;overflow:hidden;visibility:hidden;font-weight:700}
-.shimmer .given{text-decoration:underline;text-underline-offset:3px;text-decoration-thickness:1px}
+.shimmer .fixed{text-decoration:underline;text-underline-offset:3px;text-decoration-thickness:1px}
 .shimmer .open{color:var(--faint);border:1px dashed var(--line)}
 .shimmer .written{font-weight:700;border-bottom:3px solid var(--ink);border-radius:3px 3px 0 0}
 .shimmer .reopened{text-decoration:line-through;border:1px dashed var(--ink)}

@@ -134,7 +134,7 @@ def test_every_export_is_on_its_page():
 def test_a_page_of_the_library_says_what_the_module_says():
     text = make_api.page(ROOT / "shimmer/samplers.py")
     assert "| `temperature` | `float` | `1.0` | of the drawn tokens; 0 takes the likeliest |" in text
-    assert "refine(model, canvas, policy, num_steps, temperature=1.0, seed=0, given=None, eos_token_id=None)" in text
+    assert "refine(model, canvas, policy, num_steps, temperature=1.0, seed=0, fixed=None, eos_token_id=None)" in text
     line = int(re.search(r"(?:samplers\.py#L|Source: line )(\d+)", text.partition("{#refine}")[2])[1])
     assert (ROOT / "shimmer/samplers.py").read_text().splitlines()[line - 1] == "def refine("
 

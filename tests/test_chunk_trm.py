@@ -8,13 +8,13 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
 from shimmer.checkpoints import load_checkpoint
-from shimmer.chunk_trm import ChunkBaseline, ChunkBaselineConfig, ChunkTRM, ChunkTRMConfig, added, chunk_grid
+from shimmer.chunk_trm import ChunkBaseline, ChunkBaselineConfig, ChunkTRM, ChunkTRMConfig, additive_mask, chunk_grid
 from shimmer.corruption import Batch, draw_noise
 from shimmer.evaluation import chunk_nll
 from shimmer.likelihood import bits_per_byte, left_to_right_nll, nll, paired_difference
 from shimmer.models import load_model
 from shimmer.samplers import append_tokens, generate_left_to_right
-from shimmer.testing import check_no_leak, total_mass
+from shimmer.testing import check_no_leak, total_probability
 from shimmer.tokenizers import CharTokenizer, EncodedCorpus
 from shimmer.training import BaseTrainer, Canvases, DataSchedule, Stage, TrainConfig, fit, flops_per_update
 
@@ -158,7 +158,7 @@ def test_the_cached_context_equals_reading_everything_in_every_pass():
     x = torch.cat([model.embed(context) + model.places(6)[0], draft + reasoning + scene.place + scene.last], 1)
     visible = torch.ones(9, 9, dtype=torch.bool).tril()
     visible[6:, 6:] = True
-    close(one, model.network(x, added(visible, torch.float64))[:, 6:])
+    close(one, model.network(x, additive_mask(visible, torch.float64))[:, 6:])
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 99))
@@ -264,14 +264,14 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_texts_add_up_to_one(kind, chunk):
     model = make(kind, vocab_size=4, context_size=3, chunk_size=chunk, embed_dim=8)
-    assert total_mass(lambda ids: nll(model, ids), 4, 4) == pytest.approx(1, rel=1e-6)
+    assert total_probability(lambda ids: nll(model, ids), 4, 4) == pytest.approx(1, rel=1e-6)
 
 
 @pytest.mark.parametrize("kept", [1, 3])
 def test_continuations_add_up_to_one(kept):
     model = make(vocab_size=4, context_size=3, embed_dim=8)
     context = torch.tensor([[0, 2, 1]])
-    assert total_mass(lambda ids: chunk_nll(model, torch.cat([context.expand(len(ids), -1), ids], 1), kept), 4, 3) == pytest.approx(1, rel=1e-6)
+    assert total_probability(lambda ids: chunk_nll(model, torch.cat([context.expand(len(ids), -1), ids], 1), kept), 4, 3) == pytest.approx(1, rel=1e-6)
 
 
 def test_a_chunk_is_a_product_of_marginals():

@@ -429,7 +429,7 @@ def test_flags_reach_what_they_are_named_after(shared):
 
 def test_weights_are_a_function_of_the_seed():
     tokenizer = type("Ids", (), dict(vocab_size=7, mask_token_id=7, pad_token_id=6))
-    weight = lambda seed: cli.build_model(cli.Train(hidden_size=16, num_heads=2, max_seq_len=8, seed=seed), tokenizer).token_head.weight
+    weight = lambda seed: cli.build_model(cli.Train(hidden_size=16, num_heads=2, max_seq_len=8, seed=seed), tokenizer).lm_head.weight
     assert torch.equal(weight(1), weight(1)) and not torch.equal(weight(1), weight(2))
 
 

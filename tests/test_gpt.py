@@ -15,7 +15,7 @@ from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.layers import KVCache, rotary_angles
 from shimmer.models import load_model
 from shimmer.objectives import NextToken
-from shimmer.samplers import append_tokens, check_prompts, generate_left_to_right, truncate
+from shimmer.samplers import append_tokens, check_prompts, generate_left_to_right, top_k_top_p_filter
 from shimmer.tokenizers import WordTokenizer, encode_corpus
 from shimmer.training import Stage, TrainConfig, fit
 
@@ -233,7 +233,7 @@ def test_the_whole_context_can_be_filled_and_not_more():
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any), st.one_of(st.none(), st.integers(1, 10)), st.one_of(st.none(), st.floats(0.01, 1.0)))
 def test_truncate_is_its_definition(weights, top_k, top_p):
     p = torch.tensor(weights, dtype=torch.float64)
-    cut = truncate(p.log(), top_k, top_p)
+    cut = top_k_top_p_filter(p.log(), top_k, top_p)
     ranked = sorted(range(len(p)), key=lambda i: (-weights[i], i))[:top_k]
     total, before, kept = sum(weights[i] for i in ranked), 0, []
     for i in ranked:
@@ -247,9 +247,9 @@ def test_truncate_is_its_definition(weights, top_k, top_p):
 def test_truncate_does_rows_by_themselves_and_leaves_its_input_alone():
     log_probs = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     before = log_probs.clone()
-    cut = truncate(log_probs, top_k=4, top_p=0.8)
+    cut = top_k_top_p_filter(log_probs, top_k=4, top_p=0.8)
     assert torch.equal(log_probs, before)
-    for i, j in itertools.product(range(3), range(4)): assert torch.equal(cut[i, j], truncate(log_probs[i, j], top_k=4, top_p=0.8))
+    for i, j in itertools.product(range(3), range(4)): assert torch.equal(cut[i, j], top_k_top_p_filter(log_probs[i, j], top_k=4, top_p=0.8))
 
 
 def test_cuts_reach_the_draws():
@@ -257,7 +257,7 @@ def test_cuts_reach_the_draws():
     logits = model(torch.tensor([[BOS, 3]])).logits[0, -1].detach()
     logits[PAD] = -math.inf
     for cut in (dict(top_k=2), dict(top_p=0.6)):
-        allowed = (truncate(logits, **cut) > -math.inf).nonzero().flatten().tolist()
+        allowed = (top_k_top_p_filter(logits, **cut) > -math.inf).nonzero().flatten().tolist()
         drawn = Counter(model.generate([[3]] * 300, 1, temperature=1.0, **cut)[:, -1].tolist())
         assert set(drawn) <= set(allowed) and len(allowed) < V - 1
 
@@ -271,7 +271,7 @@ def test_the_trajectory_of_an_appending_model(seed, prompts, eos):
     run = generate_left_to_right(model, prompts, new, 1.0, seed, eos_token_id=eos, mask_token_id=V)
     ids, probs = append_tokens(model, prompts, new, 1.0, seed=seed, eos_token_id=eos)
     assert torch.equal(run.ids, ids) and torch.equal(run.canvases[-1], ids)
-    assert torch.equal(run.given, (torch.arange(start + new) < start).expand(ids.shape))
+    assert torch.equal(run.fixed, (torch.arange(start + new) < start).expand(ids.shape))
     assert (run.canvases[0, :, start:] == V).all() and torch.equal(run.canvases[0, :, :start], ids[:, :start])
     assert run.canvases.shape[0] == run.confidence.shape[0] + 1 == run.num_calls.max() + 1 and not run.reopened.any()
     for row, calls in enumerate(run.num_calls.tolist()):

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from shimmer.corruption import Batch, derive_noise, draw_noise, mask_tokens
 from shimmer.evaluation import auroc, judged_fills
-from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel, mix, waves
+from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel, mix, sinusoidal_positions
 from shimmer.likelihood import duel_nll, exact_nelbo, left_to_right_nll
 from shimmer.models import Prediction, load_model
 from shimmer.policies import EntropyThreshold, RefineGate, TopK
 from shimmer.samplers import generate_by_refinement, refine
-from shimmer.testing import check_no_leak, total_mass
+from shimmer.testing import check_no_leak, total_probability
 from shimmer.tokenizers import CharTokenizer, WordTokenizer
 
 V, L, PAD, EOS = 9, 8, 7, 8
@@ -184,15 +184,15 @@ def test_time_moves_by_one_over_k_where_all_is_filled_and_by_the_known_share_whe
 
 def test_the_teacher_follows_the_stated_ramp():
     model = make(use_refine_gate=False, ema_decay=0.9)
-    with torch.no_grad(): model.network.token_head.weight.fill_(0.0)
+    with torch.no_grad(): model.network.lm_head.weight.fill_(0.0)
     model.init_teacher()
     held = 0.0
     for step in range(1, 200):
-        with torch.no_grad(): model.network.token_head.weight.fill_(float(step))
+        with torch.no_grad(): model.network.lm_head.weight.fill_(float(step))
         model.after_update(step)
         decay = min(0.9, step / (step + 10))
         held = decay * held + (1 - decay) * step
-        assert model.teacher.token_head.weight[0, 0].item() == pytest.approx(held, rel=1e-4)
+        assert model.teacher.lm_head.weight[0, 0].item() == pytest.approx(held, rel=1e-4)
     gated = make()
     gated.init_teacher()
     assert gated.teacher is None and gated.after_update(1) is None
@@ -200,7 +200,7 @@ def test_the_teacher_follows_the_stated_ramp():
 
 def test_a_teacher_gives_the_entropy_and_the_student_the_tokens():
     model, ids = make(use_refine_gate=False).eval(), random_ids(2)
-    with torch.no_grad(): model.teacher.token_head.weight.zero_()
+    with torch.no_grad(): model.teacher.lm_head.weight.zero_()
     logits, confidence, _ = model.denoise(ids)
     assert torch.allclose(confidence, torch.full((2, L), 1 / (V - 1)), atol=1e-6)  # e^−ln 8: all tokens but the pad alike
     assert not torch.allclose(logits[..., 0], logits[..., 1])
@@ -218,9 +218,9 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, changes):
 def test_its_likelihoods_are_likelihoods():
     torch.manual_seed(0)
     model = ImplicitRefinementModel(ImplicitRefinementConfig(vocab_size=3, hidden_size=16, num_layers=1, num_heads=2, max_seq_len=4)).eval()
-    assert total_mass(lambda ids: left_to_right_nll(model, ids), 3, 4) == pytest.approx(1, abs=1e-4)
-    assert total_mass(lambda ids: duel_nll(model, ids, k=2), 3, 4) == pytest.approx(1, abs=1e-4)  # self-conditioning included
-    assert total_mass(lambda ids: exact_nelbo(model, ids), 3, 4) < 1.0001
+    assert total_probability(lambda ids: left_to_right_nll(model, ids), 3, 4) == pytest.approx(1, abs=1e-4)
+    assert total_probability(lambda ids: duel_nll(model, ids, k=2), 3, 4) == pytest.approx(1, abs=1e-4)  # self-conditioning included
+    assert total_probability(lambda ids: exact_nelbo(model, ids), 3, 4) < 1.0001
 
 
 class Fixed:
@@ -239,8 +239,8 @@ class Fixed:
 def test_a_closed_gate_changes_nothing_and_an_open_one_writes():
     model, start = Fixed([1] * 6, [0.9, 0.9, 0.4, 0.4, 0.9, 0.4]), torch.tensor([[2] * 6])
     free = torch.zeros(1, 6, dtype=torch.bool)
-    assert torch.equal(refine(model, start, RefineGate(0.7), 5, given=free).ids, start)
-    run = refine(model, start, RefineGate(0.5), 5, given=free)
+    assert torch.equal(refine(model, start, RefineGate(0.7), 5, fixed=free).ids, start)
+    run = refine(model, start, RefineGate(0.5), 5, fixed=free)
     assert run.ids.tolist() == [[2, 2, 1, 1, 2, 1]] and run.chosen[0].tolist() == [[False, False, True, True, False, True]]
     assert run.chosen[1].tolist() == run.chosen[0].tolist() and not run.written[1].any() and run.stop_reason == ["nothing changes"] and run.num_calls.tolist() == [2]
 
@@ -253,8 +253,8 @@ def test_masks_are_written_whatever_the_gate_says():
 def test_the_entropy_threshold_is_in_nats():
     model, start = Fixed([1] * 3, [math.exp(-0.05), math.exp(-0.15), math.exp(-2.0)]), torch.tensor([[2] * 3])
     free = torch.zeros(1, 3, dtype=torch.bool)
-    assert refine(model, start, EntropyThreshold(0.1), 3, given=free).ids.tolist() == [[2, 1, 1]]
-    assert refine(model, start, EntropyThreshold(1.0), 3, given=free).ids.tolist() == [[2, 2, 1]]
+    assert refine(model, start, EntropyThreshold(0.1), 3, fixed=free).ids.tolist() == [[2, 1, 1]]
+    assert refine(model, start, EntropyThreshold(1.0), 3, fixed=free).ids.tolist() == [[2, 2, 1]]
 
 
 class Settling(Fixed):
@@ -289,7 +289,7 @@ def test_behind_a_written_end_all_is_final():
 
 def test_an_end_that_was_there_is_not_one_that_was_written():
     start = torch.tensor([[2, EOS, 5, 1]])
-    run = refine(Fixed([2, EOS, 5, 1], [1.0] * 4), start, RefineGate(), 3, given=torch.zeros(1, 4, dtype=torch.bool), eos_token_id=EOS)
+    run = refine(Fixed([2, EOS, 5, 1], [1.0] * 4), start, RefineGate(), 3, fixed=torch.zeros(1, 4, dtype=torch.bool), eos_token_id=EOS)
     assert torch.equal(run.ids, start)
 
 
@@ -357,9 +357,9 @@ def test_auroc_refuses_what_does_not_fit():
 
 
 def test_waves_are_sines_then_cosines():
-    w = waves(5, 6)
+    w = sinusoidal_positions(5, 6)
     assert torch.allclose(w[3, 0], torch.tensor(3.0).sin()) and torch.allclose(w[3, 3], torch.tensor(3.0).cos())
-    with pytest.raises(ValueError, match="even"): waves(5, 5)
+    with pytest.raises(ValueError, match="even"): sinusoidal_positions(5, 5)
 
 
 def test_other_samplers_take_it_as_it_is():

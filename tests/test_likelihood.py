@@ -13,9 +13,9 @@ from shimmer.likelihood import bits_per_byte, bootstrap_interval, check_texts, c
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import Prediction
 from shimmer.objectives import NextToken
-from shimmer.policies import Decision, Remasking, TopK, highest
+from shimmer.policies import UnmaskAction, ThresholdRemasking, TopK, top_positions
 from shimmer.samplers import refine
-from shimmer.testing import check_cache, check_estimate, check_no_leak, total_mass
+from shimmer.testing import check_cache, check_estimate, check_no_leak, total_probability
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -232,7 +232,7 @@ RULES = ("max_prob", "margin", "entropy", "left_to_right")
 
 
 def threshold(tau):
-    return lambda view: Decision((view.max_prob > tau) | highest(view.max_prob, view.masked, torch.ones_like(view.num_masked)))
+    return lambda view: UnmaskAction((view.max_prob > tau) | top_positions(view.max_prob, view.masked, torch.ones_like(view.num_masked)))
 
 
 class Carrier(Table):
@@ -278,37 +278,37 @@ def test_exact_nelbo_is_the_mean_over_orders(V, L):
 
 
 def test_a_bound_has_less_than_all_mass():
-    assert total_mass(lambda ids: exact_nelbo(Table(3, 3, 0), ids), 3, 3) < 0.9
-    assert math.isclose(total_mass(lambda ids: exact_nelbo(World(3, 3, 0), ids), 3, 3), 1)
+    assert total_probability(lambda ids: exact_nelbo(Table(3, 3, 0), ids), 3, 3) < 0.9
+    assert math.isclose(total_probability(lambda ids: exact_nelbo(World(3, 3, 0), ids), 3, 3), 1)
 
 
 @given(seeds, st.sampled_from([(1, 3), (2, 4), (3, 3), (4, 2), (3, 1)]))
 @settings(max_examples=15)
 def test_left_to_right_sums_to_one_for_both_kinds(seed, shape):
     for model in (Table(*shape, seed % 1000), Reader(*shape, seed % 1000)):
-        assert math.isclose(total_mass(lambda ids: left_to_right_nll(model, ids), *shape), 1, rel_tol=1e-9)
+        assert math.isclose(total_probability(lambda ids: left_to_right_nll(model, ids), *shape), 1, rel_tol=1e-9)
 
 
 @given(seeds, st.sampled_from([(2, 4), (3, 3), (4, 2), (3, 1)]), st.sampled_from(RULES), st.integers(1, 5))
 @settings(max_examples=40)
 def test_duel_sums_to_one_for_every_rule_and_number_a_call(seed, shape, rule, k):
     for model in (Table(*shape, seed % 1000), Carrier(*shape, seed % 1000)):
-        assert math.isclose(total_mass(lambda ids: duel_nll(model, ids, rule, k), *shape), 1, rel_tol=1e-9)
+        assert math.isclose(total_probability(lambda ids: duel_nll(model, ids, rule, k), *shape), 1, rel_tol=1e-9)
 
 
 @given(seeds, st.floats(0, 1), st.sampled_from([Table, Carrier]))
 @settings(max_examples=20)
 def test_a_threshold_policy_sums_to_one(seed, tau, kind):
     model = kind(*TINY, seed % 1000)
-    assert math.isclose(total_mass(lambda ids: duel_nll(model, ids, threshold(tau)), *TINY), 1, rel_tol=1e-9)
+    assert math.isclose(total_probability(lambda ids: duel_nll(model, ids, threshold(tau)), *TINY), 1, rel_tol=1e-9)
 
 
 def test_a_rule_may_read_a_confidence_head():
     model = Table(*TINY, seed=1)
     plain = model.denoise
     model.denoise = lambda ids, state=None: plain(ids)._replace(confidence=(ids.double().sum(1, keepdim=True) + torch.arange(3)).sin().abs())
-    by_head = lambda view: Decision(highest(view.confidence, view.masked, torch.ones_like(view.num_masked)))
-    assert math.isclose(total_mass(lambda ids: duel_nll(model, ids, by_head), *TINY), 1)
+    by_head = lambda view: UnmaskAction(top_positions(view.confidence, view.masked, torch.ones_like(view.num_masked)))
+    assert math.isclose(total_probability(lambda ids: duel_nll(model, ids, by_head), *TINY), 1)
     assert not torch.allclose(duel_nll(model, all_texts(*TINY), by_head), duel_nll(model, all_texts(*TINY)))
 
 
@@ -381,7 +381,7 @@ def test_pads_change_nothing():
 
 def test_a_reader_pays_for_no_pad_and_gives_it_no_mass():
     reader = Reader(4, 3, seed=0, pad=3)
-    assert math.isclose(total_mass(lambda ids: left_to_right_nll(reader, ids), 3, 3), 1)
+    assert math.isclose(total_probability(lambda ids: left_to_right_nll(reader, ids), 3, 3), 1)
     short, padded = left_to_right_nll(reader, torch.tensor([[1, 2]])), left_to_right_nll(reader, torch.tensor([[1, 2, 3]]))
     assert torch.equal(short, padded)
 
@@ -389,7 +389,7 @@ def test_a_reader_pays_for_no_pad_and_gives_it_no_mass():
 def test_pads_are_impossible_on_a_canvas():
     model = Table(4, 3, seed=0)
     model.config.mask_token_id, model.config.pad_token_id = 4, 3
-    for measure in (left_to_right_nll, duel_nll): assert math.isclose(total_mass(lambda ids: measure(model, ids), 3, 3), 1)
+    for measure in (left_to_right_nll, duel_nll): assert math.isclose(total_probability(lambda ids: measure(model, ids), 3, 3), 1)
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 6), st.sampled_from(RULES), st.integers(1, 4))
@@ -423,12 +423,12 @@ def gpt():
 
 
 def test_a_gpt_has_a_likelihood(gpt):
-    assert math.isclose(total_mass(lambda ids: left_to_right_nll(gpt, ids), 3, 4), 1, rel_tol=1e-5)
+    assert math.isclose(total_probability(lambda ids: left_to_right_nll(gpt, ids), 3, 4), 1, rel_tol=1e-5)
     texts = all_texts(3, 4)
     torch.testing.assert_close(duel_nll(gpt, texts, "left_to_right"), nll(gpt, texts))
     loss = torch.stack([NextToken()(gpt, Batch(text[None], torch.zeros(1, 5)))["loss"] for text in texts]).detach()
     torch.testing.assert_close(nll(gpt, texts, batch_size=7) / 4, loss.double(), rtol=1e-5, atol=1e-5)
-    assert math.isclose(total_mass(lambda ids: nll(gpt, ids), 3, 1), 1, rel_tol=1e-5)
+    assert math.isclose(total_probability(lambda ids: nll(gpt, ids), 3, 1), 1, rel_tol=1e-5)
 
 
 def test_measuring_turns_dropout_off_and_the_mode_back(gpt):
@@ -453,14 +453,14 @@ def test_a_text_of_one_token():
     for measure in (nelbo, exact_nelbo, left_to_right_nll, duel_nll, nll): torch.testing.assert_close(measure(model, one), truth)
 
 
-def drawn_first(view): return Decision(highest(view.standing_prob, view.masked, torch.ones_like(view.num_masked)))
+def drawn_first(view): return UnmaskAction(top_positions(view.standing_prob, view.masked, torch.ones_like(view.num_masked)))
 
 
 @pytest.mark.parametrize("rule, k, message", [
-    ("random", 1, "leaves the order to chance"), ("best", 1, "'best' is unknown"), ("max_prob", 0, "k is 0"), (Remasking(), 1, "reopens positions"), (drawn_first, 1, "looks at the drawn tokens"),
-    (lambda view: Decision(view.noise > 0.5), 1, "looks at noise"), (lambda view: Decision(view.masked & (view.confidence > 0)), 1, "looks at the drawn tokens"),
-    (TopK(order="random"), 1, "looks at noise"), (lambda view: Decision(torch.zeros_like(view.masked)), 1, "leaves 81 positions masked after 3 calls"),
-    (lambda view: Decision(view.masked, ~view.masked) if view.step else Decision(highest(view.max_prob, view.masked, view.num_masked - 1)), 1, "reopens 54 positions in call 2"),
+    ("random", 1, "leaves the order to chance"), ("best", 1, "'best' is unknown"), ("max_prob", 0, "k is 0"), (ThresholdRemasking(), 1, "reopens positions"), (drawn_first, 1, "looks at the drawn tokens"),
+    (lambda view: UnmaskAction(view.noise > 0.5), 1, "looks at noise"), (lambda view: UnmaskAction(view.masked & (view.confidence > 0)), 1, "looks at the drawn tokens"),
+    (TopK(order="random"), 1, "looks at noise"), (lambda view: UnmaskAction(torch.zeros_like(view.masked)), 1, "leaves 81 positions masked after 3 calls"),
+    (lambda view: UnmaskAction(view.masked, ~view.masked) if view.step else UnmaskAction(top_positions(view.max_prob, view.masked, view.num_masked - 1)), 1, "reopens 54 positions in call 2"),
 ])
 def test_rules_without_a_likelihood_are_refused(rule, k, message):
     with pytest.raises(ValueError, match=message): duel_nll(Table(*TINY, seed=0), all_texts(*TINY), rule, k)
@@ -496,7 +496,7 @@ def test_numbers_that_make_no_sense_are_refused():
         with pytest.raises(ValueError, match="batch_size is 0"): measure(model, texts, batch_size=0)
     with pytest.raises(ValueError, match="13 tokens and so 8,191 masks"): exact_nelbo(Recorder(4, 20), torch.zeros(1, 13, dtype=torch.long))
     for V, L in ((10, 7), (0, 2)):
-        with pytest.raises(ValueError, match="1 to 1,000,000"): total_mass(lambda ids: ids.sum(1), V, L)
+        with pytest.raises(ValueError, match="1 to 1,000,000"): total_probability(lambda ids: ids.sum(1), V, L)
 
 
 @given(seeds, st.integers(2, 30), st.booleans())

@@ -74,7 +74,7 @@ def test_every_parameter_learns_but_rows_never_read(options, mask_token_id):
         rows = p.grad.flatten(1).norm(dim=1) if p.ndim == 2 else p.grad.norm()[None]
         unread = set()
         if name == "embed_tokens.weight": unread = {mask_id, V}
-        if name == "token_head.weight" and mask_token_id is not None: unread = {mask_id}
+        if name == "lm_head.weight" and mask_token_id is not None: unread = {mask_id}
         if name == "loop_embed.weight": unread = set(range(STAGE_4.num_refine_steps, MAX_LOOPS))
         if name == "confidence_head.weight" or name == "mask_embed": rows = p.grad.norm()[None]
         assert {i for i, g in enumerate(rows.tolist()) if g == 0} == unread, name

@@ -350,9 +350,9 @@ def test_json_without_an_end_to_its_depth_is_refused(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     model = lira()
-    model.token_head.weight.data[0, 0] = value
+    model.lm_head.weight.data[0, 0] = value
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="values that are no numbers .token_head.weight"): load_model(tmp_path)
+    with pytest.raises(ValueError, match="values that are no numbers .lm_head.weight"): load_model(tmp_path)
 
 
 def test_a_home_of_nobody_is_no_directory():

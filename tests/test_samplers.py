@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import Prediction
-from shimmer.policies import Decision, Order, Remasking, RowNoise, Schedule, TopK, View, draw_tokens, highest, masks_left
+from shimmer.policies import UnmaskAction, Order, ThresholdRemasking, RowNoise, Schedule, TopK, SamplerState, sample_categorical, top_positions, masked_fraction
 from shimmer.samplers import Trajectory, generate_topk, generate_with_remasking, make_canvas, refine
 
 ORDERS, SCHEDULES = Order.__args__, Schedule.__args__
@@ -65,13 +65,13 @@ class Rewrite:
     reopens = True
 
     def __call__(self, view):
-        assert not (view.masked & ~view.open).any() and (view.ids[view.masked] == MASK).all()
-        return Decision(view.noise < 0.4, view.noise > 0.7)
+        assert not (view.masked & ~view.editable).any() and (view.ids[view.masked] == MASK).all()
+        return UnmaskAction(view.noise < 0.4, view.noise > 0.7)
 
 
 finishing = st.one_of(
     st.builds(TopK, st.sampled_from(SCHEDULES), st.sampled_from(ORDERS)),
-    st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda t: Remasking(max(t), min(t))))
+    st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda t: ThresholdRemasking(max(t), min(t))))
 temperatures = st.one_of(st.just(0.0), st.floats(0.05, 3.0))
 seeds = st.integers(0, 10_000)
 
@@ -108,8 +108,8 @@ def test_what_every_policy_keeps(task, policy, num_steps, temperature, seed, sto
     (canvas, fixed), model = task, sentences()
     if has_head: model.head = hashed_confidence
     before = canvas.clone()
-    run = refine(model, canvas, policy, num_steps, temperature, seed, given=fixed, eos_token_id=EOS if stops else None)
-    given_ = run.given
+    run = refine(model, canvas, policy, num_steps, temperature, seed, fixed=fixed, eos_token_id=EOS if stops else None)
+    given_ = run.fixed
     assert torch.equal(canvas, before) and torch.equal(run.canvases[0], canvas) and torch.equal(run.canvases[-1], run.ids)
     assert torch.equal(given_, (canvas != MASK if fixed is None else fixed) | (canvas == PAD))
     assert (run.canvases[:, given_] == canvas[given_]).all()
@@ -132,8 +132,8 @@ def test_what_every_policy_keeps(task, policy, num_steps, temperature, seed, sto
 @given(tasks(), st.integers(1, 6), seeds)
 def test_no_policy_can_touch_what_is_given(task, num_steps, seed):
     canvas, fixed = task
-    run = refine(sentences(), canvas, Rewrite(), num_steps, seed=seed, given=fixed)
-    assert (run.canvases[:, run.given] == canvas[run.given]).all()
+    run = refine(sentences(), canvas, Rewrite(), num_steps, seed=seed, fixed=fixed)
+    assert (run.canvases[:, run.fixed] == canvas[run.fixed]).all()
     assert not (run.canvases[1:][run.written] == PAD).any()
 
 
@@ -202,7 +202,7 @@ def test_mask_and_pad_are_never_drawn_whatever_the_model_says():
     model = World([[PAD, 3, PAD]], [1.0], mask=3)
     model.denoise = lambda ids, state=None: Prediction(torch.tensor([-9.0] * 3 + [9.0] + [-9.0] * 2 + [9.0, -9.0]).expand(*ids.shape, 8))
     for seed in range(20):
-        for policy in (TopK(), Remasking()):
+        for policy in (TopK(), ThresholdRemasking()):
             ids = refine(model, torch.full((4, 3), 3), policy, 3, seed=seed).ids
             assert not ((ids == 3) | (ids == PAD)).any()
 
@@ -221,7 +221,7 @@ def test_low_precision_logits_are_decided_in_float64():
     seen = []
     class Look:
         reopens = False
-        def __call__(self, view): seen.append(view); return Decision(view.masked)
+        def __call__(self, view): seen.append(view); return UnmaskAction(view.masked)
     model = lira(torch.bfloat16)
     refine(model, torch.full((1, 3), 8), Look(), 1)
     view = seen[0]
@@ -264,7 +264,7 @@ def test_holes_anywhere_are_filled_with_what_fits(row, holes, seed, order):
     canvas = model.rows[row : row + 1].clone()
     canvas[0, list(holes)] = MASK
     run = refine(model, canvas, TopK(order=order), 5, seed=seed)
-    assert run.ids[0].tolist() in model.rows.tolist() and torch.equal(run.ids[run.given], canvas[run.given])
+    assert run.ids[0].tolist() in model.rows.tolist() and torch.equal(run.ids[run.fixed], canvas[run.fixed])
 
 
 @given(st.integers(0, 5), st.integers(0, 4), st.integers(0, WORDS - 1), seeds)
@@ -272,16 +272,16 @@ def test_editing_mends_a_canvas_without_masks(row, place, word, seed):
     model = sentences()
     canvas = model.rows[row : row + 1].clone()
     canvas[0, place] = word
-    run = refine(model, canvas, Remasking(), 12, seed=seed, given=torch.zeros_like(canvas, dtype=torch.bool))
+    run = refine(model, canvas, ThresholdRemasking(), 12, seed=seed, fixed=torch.zeros_like(canvas, dtype=torch.bool))
     wrong = (canvas != model.rows).sum(1)
     if (wrong == wrong.min()).sum() == 1: assert run.ids[0].tolist() == model.rows[wrong.argmin()].tolist()  # one sentence comes closest
-    kept = refine(sentences(), canvas, Remasking(), 12, seed=seed, given=torch.arange(5)[None] == place)
+    kept = refine(sentences(), canvas, ThresholdRemasking(), 12, seed=seed, fixed=torch.arange(5)[None] == place)
     assert kept.ids[0, place] == word
 
 
 def test_without_leave_nothing_written_is_edited():
     canvas = torch.tensor([[0, 1, 2, 5, EOS]])
-    for policy in (TopK(), Remasking()):
+    for policy in (TopK(), ThresholdRemasking()):
         run = refine(sentences(), canvas, policy, 4)
         assert torch.equal(run.ids, canvas) and run.stop_reason == ["nothing to write"] and run.canvases.shape == (1, 1, 5) and run.confidence.shape == (0, 1, 5)
 
@@ -303,14 +303,14 @@ def test_schedules_write_everything_in_time_and_something_each_call(n, num_steps
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_fall_from_all_to_nothing(schedule):
-    left = [masks_left(s / 50, schedule) for s in range(51)]
+    left = [masked_fraction(s / 50, schedule) for s in range(51)]
     assert left[0] == 1 and left[-1] == 0 and all(a > b for a, b in zip(left, left[1:]))
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=8), st.integers(0, 9))
 def test_highest_takes_the_best_candidates(row, count):
     score, among = torch.tensor([[s for s, _ in row]]), torch.tensor([[a for _, a in row]])
-    taken = highest(score, among, torch.tensor([count]))
+    taken = top_positions(score, among, torch.tensor([count]))
     assert taken.sum() == min(count, among.sum()) and not (taken & ~among).any()
     if taken.any() and (rest := among & ~taken).any(): assert score[taken].min() >= score[rest].max()
 
@@ -321,7 +321,7 @@ def test_scores_against_their_definitions():
     ids = torch.tensor([[MASK, 2, 1]])
     masked = ids == MASK
     drawn = torch.tensor([[1, 2, 3]])
-    view = View(0, 1, ids, masked, open, masked.sum(1), p.log(), drawn, torch.rand(1, 3, dtype=torch.float64), None)
+    view = SamplerState(0, 1, ids, masked, open, masked.sum(1), p.log(), drawn, torch.rand(1, 3, dtype=torch.float64), None)
     close = lambda a, b: torch.testing.assert_close(a, torch.tensor([b], dtype=torch.float64))
     close(view.score("max_prob"), [0.5, 0.0, 0.25])
     close(view.score("margin"), [0.2, 0.0, 0.0])
@@ -332,15 +332,15 @@ def test_scores_against_their_definitions():
 
 @given(st.floats(0, 1), st.floats(0, 1), canvases(), seeds)
 def test_remasking_acts_on_its_thresholds(a, b, canvas, seed):
-    policy, num_steps = Remasking(max(a, b), min(a, b)), 6
+    policy, num_steps = ThresholdRemasking(max(a, b), min(a, b)), 6
     model = World(sentences().rows.tolist(), sentences().p.tolist(), head=hashed_confidence)
-    run = refine(model, canvas, policy, num_steps, seed=seed, given=canvas == PAD if not (canvas == MASK).any() else None)
+    run = refine(model, canvas, policy, num_steps, seed=seed, fixed=canvas == PAD if not (canvas == MASK).any() else None)
     for s in range(len(run.confidence)):
         for row in range(len(canvas)):
             if s >= run.num_calls[row]: continue
             held, was_mask = hashed_confidence(run.canvases[s])[row].double(), run.canvases[s, row] == MASK
             if s + 1 == num_steps: assert not run.reopened[s, row].any(); continue
-            assert torch.equal(run.reopened[s, row], ~was_mask & ~run.given[row] & (held < policy.remask_threshold))
+            assert torch.equal(run.reopened[s, row], ~was_mask & ~run.fixed[row] & (held < policy.remask_threshold))
             above = was_mask & (held > policy.threshold)
             extra = run.written[s, row] & ~above
             assert (run.written[s, row] | ~above).all() and extra.sum() <= 1
@@ -352,16 +352,16 @@ def test_remasking_acts_on_its_thresholds(a, b, canvas, seed):
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda p: sum(p) > 0.1), st.floats(0.05, 5), st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-53]))
 def test_draws_never_reach_an_impossible_token(p, temperature, u):
     log_probs = torch.tensor(p, dtype=torch.float64).log().log_softmax(-1)
-    token = int(draw_tokens(log_probs[None], torch.tensor([u], dtype=torch.float64), temperature)[0])
+    token = int(sample_categorical(log_probs[None], torch.tensor([u], dtype=torch.float64), temperature)[0])
     assert p[token] > 0
-    assert p[int(draw_tokens(log_probs[None], torch.tensor([u], dtype=torch.float64), 0.0)[0])] == max(p)
+    assert p[int(sample_categorical(log_probs[None], torch.tensor([u], dtype=torch.float64), 0.0)[0])] == max(p)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_draws_follow_the_tempered_distribution(temperature):
     p = torch.tensor([0.6, 0.0, 0.3, 0.0999, 0.0001], dtype=torch.float64)
     grid = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
-    share = draw_tokens(p.log().expand(len(grid), -1), grid, temperature).bincount(minlength=5) / len(grid)
+    share = sample_categorical(p.log().expand(len(grid), -1), grid, temperature).bincount(minlength=5) / len(grid)
     torch.testing.assert_close(share.double(), p ** (1 / temperature) / (p ** (1 / temperature)).sum(), atol=2e-6, rtol=0)
 
 
@@ -395,7 +395,7 @@ def test_one_token_a_call_is_exact_in_any_order_chosen_from_the_canvas(order, en
 def test_ranking_drawn_tokens_is_not_exact():
     class DrawnFirst:
         reopens = False
-        def __call__(self, view): return Decision(highest(view.standing_prob, view.masked, torch.ones_like(view.num_masked)))
+        def __call__(self, view): return UnmaskAction(top_positions(view.standing_prob, view.masked, torch.ones_like(view.num_masked)))
     model = sentences()
     assert chance(model, refine(model, torch.full((3000, 5), MASK), DrawnFirst(), 5, seed=11).ids) < 1e-6
 
@@ -437,7 +437,7 @@ NO_PAD = World([[0, 1, 2, 3]], [1.0], pad=None)
     (lambda m: refine(m, torch.full((1, 6), MASK), TopK(), 1), "6 positions, max_seq_len is 5"),
     (lambda m: refine(m, torch.full((5,), MASK), TopK(), 1), "give [B, L]"),
     (lambda m: refine(m, torch.full((0, 5), MASK), TopK(), 1), "give [B, L]"),
-    (lambda m: refine(m, torch.full((1, 5), MASK), TopK(), 1, given=torch.ones(1, 5, dtype=torch.bool)), "5 given positions hold the mask"),
+    (lambda m: refine(m, torch.full((1, 5), MASK), TopK(), 1, fixed=torch.ones(1, 5, dtype=torch.bool)), "5 fixed positions hold the mask"),
 ])
 def test_refusals_say_what_and_how_to_mend(ask, words):
     model = sentences()
@@ -463,6 +463,6 @@ def test_the_same_text_on_a_gpu():
     assert torch.equal(here.ids, there.ids) and there.ids.device.type == "cpu"
 
 
-@pytest.mark.parametrize("wrong, named", [(dict(given=torch.ones(2, 5, dtype=torch.bool)), "given has shape"), (dict(eos_token_id=99), "eos_token_id is 99")])
+@pytest.mark.parametrize("wrong, named", [(dict(fixed=torch.ones(2, 5, dtype=torch.bool)), "fixed has shape"), (dict(eos_token_id=99), "eos_token_id is 99")])
 def test_what_does_not_fit_the_canvas_is_refused(wrong, named):
     with pytest.raises(ValueError, match=named): refine(sentences(), torch.full((1, 5), MASK), TopK(), 5, **wrong)

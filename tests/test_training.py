@@ -25,7 +25,7 @@ from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import Prediction, PretrainedModel
 from shimmer.objectives import MaskedLM
 from shimmer.tokenizers import EncodedCorpus, WordTokenizer
-from shimmer.training import BaseTrainer, Canvases, DataSchedule, Stage, TrainConfig, evaluating, fit, flops_per_update, lr_scale, make_accelerator, make_optimizers
+from shimmer.training import BaseTrainer, Canvases, DataSchedule, Stage, TrainConfig, evaluation_weights, fit, flops_per_update, lr_scale, make_accelerator, make_optimizers
 
 WORDS = " ".join("abcdefghijklmnopqrst")
 TIMES = ("seconds", "tokens_per_second")
@@ -438,7 +438,7 @@ def test_muon_in_fp32_takes_the_same_steps_and_multiplies_nothing_in_bf16(monkey
     for i in kept: assert held[i].keys() == kept[i].keys() and held[i]["momentum_buffer"].equal(kept[i]["momentum_buffer"])
     group = training.Muon([nn.Parameter(torch.zeros(2, 2))], lr=0.1).param_groups[0]
     for shape in ((7, 31), (31, 7), (9, 9)):
-        values = torch.linalg.svdvals(training.orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(1)), group))
+        values = torch.linalg.svdvals(training.newton_schulz(torch.randn(shape, generator=torch.Generator().manual_seed(1)), group))
         assert 0.3 < values.min() and values.max() < 1.3
 
 
@@ -466,7 +466,7 @@ def test_tied_and_frozen_weights_are_optimised_once_or_not_at_all():
 def test_evaluating_puts_back_what_it_found_even_after_an_error():
     model, zero = make_model(tie_embeddings=True), {name: torch.zeros_like(p) for name, p in make_model(tie_embeddings=True).named_parameters()}
     before, pointers = make_model(tie_embeddings=True), [p.data_ptr() for p in model.parameters()]
-    with pytest.raises(Killed), evaluating(model, zero):
+    with pytest.raises(Killed), evaluation_weights(model, zero):
         assert not model.training and not any(p.any() for p in model.parameters())
         raise Killed
     assert model.training and same(model, before) and [p.data_ptr() for p in model.parameters()] == pointers

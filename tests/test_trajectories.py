@@ -67,23 +67,23 @@ class Reader(HTMLParser):
     "The texts of elements, scripts apart, as a browser would find them."
     def __init__(self, page):
         super().__init__()
-        self.open, self.cells, self.scripts, self.tags = [], [], [], []
+        self.editable, self.cells, self.scripts, self.tags = [], [], [], []
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         if tag in ("input", "meta", "br", "wbr"): return
-        self.open.append((tag, dict(attributes)))
+        self.editable.append((tag, dict(attributes)))
         if "tok" in (dict(attributes).get("class") or "").split() and "title" in dict(attributes): self.cells.append((dict(attributes)["class"].split()[1], ""))
         if tag == "script": self.scripts.append((dict(attributes).get("type"), ""))
 
     def handle_endtag(self, tag):
-        if tag not in ("br", "wbr"): assert self.open.pop()[0] == tag
+        if tag not in ("br", "wbr"): assert self.editable.pop()[0] == tag
 
     def handle_data(self, data):
-        if not self.open: return
-        tag, attributes = self.open[-1]
+        if not self.editable: return
+        tag, attributes = self.editable[-1]
         if tag == "script": self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
         elif "title" in attributes: self.cells[-1] = (self.cells[-1][0], self.cells[-1][1] + data)
 
@@ -99,13 +99,13 @@ def test_frames_agree_with_the_trajectory(run):
     for row in range(len(run.ids)):
         frames, last = frames_of(run, WORDS, row), int(run.num_calls[row])
         assert frames.calls == list(range(last + 1))
-        pads = (run.canvases[0, row] == PAD_ID) & run.given[row]
+        pads = (run.canvases[0, row] == PAD_ID) & run.fixed[row]
         assert frames.positions == ((~pads).nonzero().flatten().tolist() or list(range(len(pads))))
         for call in range(1, last + 1):
             for cell, i in zip(frames.cells[call], frames.positions):
-                assert (cell.kind == "written") == (bool(run.written[call - 1, row, i]) and not run.given[row, i])
-                assert (cell.kind == "reopened") == (bool(run.reopened[call - 1, row, i]) and not run.given[row, i])
-                assert (cell.confidence is None) == bool(run.given[row, i])
+                assert (cell.kind == "written") == (bool(run.written[call - 1, row, i]) and not run.fixed[row, i])
+                assert (cell.kind == "reopened") == (bool(run.reopened[call - 1, row, i]) and not run.fixed[row, i])
+                assert (cell.confidence is None) == bool(run.fixed[row, i])
                 if cell.kind in ("kept", "written"): assert cell.text == ({EOS_ID: END}.get(t := int(run.canvases[call, row, i])) or WORDS.token(t).strip())
                 if cell.confidence is not None: assert abs(cell.confidence - run.confidence[call - 1, row, i].item()) < 1e-6
 
@@ -117,7 +117,7 @@ def test_skipping_calls_keeps_the_first_and_the_last(run, every):
     for before, after, n in zip(frames.calls, frames.calls[1:], range(1, 99)):
         for cell, i in zip(frames.cells[n], frames.positions):
             a, b = run.canvases[before, 0, i], run.canvases[after, 0, i]
-            if not run.given[0, i]: assert (cell.kind == "reopened") == bool((a != MASK_ID) & (b == MASK_ID))
+            if not run.fixed[0, i]: assert (cell.kind == "reopened") == bool((a != MASK_ID) & (b == MASK_ID))
 
 
 def test_pads_and_later_calls_of_other_rows_are_hidden(story):
