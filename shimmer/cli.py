@@ -255,10 +255,10 @@ def check_same_model(
     model: "PretrainedModel",  # as the options make it
     directory: Path,  # the checkpoint it is to go on from
 ) -> None:
-    "Refuse to resume another model: ValueError names what differs. K is left out, since stages set it."
+    "Refuse to resume another model: ValueError names what differs."
     kept, asked = read_json(directory / "config.json"), json.loads(json.dumps(asdict(model.config)))
     if differing := [f"{name} ({kept.get(name)} there, {asked.get(name)} here)" for name in sorted(kept.keys() | asked.keys())
-                     if name != "num_refine_steps" and kept.get(name) != asked.get(name)]:
+                     if kept.get(name) != asked.get(name)]:
         raise ValueError(f"{directory} holds another model, by its {', '.join(differing)}: resume it with the flags it was begun with")
 
 # %% ../nbs/17_cli.ipynb #429cd2a8
@@ -465,11 +465,16 @@ def generate(
 ) -> None:
     "`shimmer generate`."
     from shimmer.trajectories import trajectory_table
+    from shimmer.evaluation import rows_at_once
+    if not 1 <= options.num_samples <= MOST_TEXTS: raise ValueError(NO_TEXTS.format(options.num_samples))
     model, tokenizer = load(options)
-    trajectory = write(model, tokenizer, options)
-    for row, text in enumerate(trajectory.texts(tokenizer)):
-        if options.show: terminal().print(trajectory_table(trajectory, tokenizer, row))
-        print(text, end="\n\n" if row + 1 < options.num_samples else "\n")
+    at_once = rows_at_once(model)
+    for start in range(0, options.num_samples, at_once):
+        some = replace(options, num_samples=min(at_once, options.num_samples - start), seed=options.seed + start)
+        trajectory = write(model, tokenizer, some)
+        for row, text in enumerate(trajectory.texts(tokenizer)):
+            if options.show: terminal().print(trajectory_table(trajectory, tokenizer, row))
+            print(text, end="\n\n" if start + row + 1 < options.num_samples else "\n")
 
 def terminal() -> Console:
     "Where tables are printed: 100 columns where it is no terminal, such as in a file or a notebook."

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from .corruption import real_tokens
-from .models import CausalLM, check_denoiser, evaluation_mode
+from .models import CausalLM, check_denoiser, device_of, evaluation_mode
 from .policies import UnmaskAction, Order, Policy, SamplerState, top_positions
 
 # %% ../nbs/09_likelihood.ipynb #005ee562
@@ -74,6 +74,7 @@ def nelbo(
     batch_size: int = 64,  # canvases in a network call; changes nothing but memory
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
     "Negative evidence lower bound by the count form: exactly l of L tokens masked, l stratified, L × the mean cross-entropy of the masked; ValueError for texts that have none."
+    ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     check_denoiser(model)
     if draws < 1: raise ValueError(f"draws is {draws}: at least 1 mask per text is needed")
@@ -99,6 +100,7 @@ def exact_nelbo(
     batch_size: int = 64,  # canvases in a network call
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
     "The NELBO by enumerating every mask; ValueError for texts that are too long for it or have none."
+    ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     check_denoiser(model)
     real = real_tokens(model.config, ids).cpu()
@@ -126,6 +128,7 @@ def left_to_right_nll(
     batch_size: int = 64,  # texts or canvases in a network call; changes nothing but memory
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
     "Exact −log p of texts read from left to right: one call a text where the model can, else one canvas a token; ValueError for texts that have none."
+    ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     real, column = real_tokens(model.config, ids), torch.arange(ids.shape[1], device=ids.device)
     total = torch.zeros(len(ids), dtype=torch.float64)
@@ -197,6 +200,7 @@ def duel_nll(
     batch_size: int = 64,  # texts in a network call; changes memory, and scores that tie within rounding
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
     "Exact −log p of what `refine` writes at temperature 1 by a rule that looks at the canvas alone (DUEL); ValueError for texts that have none and for rules that need chance, reopen or leave holes."
+    ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     if k < 1: raise ValueError(f"k is {k}: at least 1 token a call has to be written")
     if rule == "random": raise ValueError("rule 'random' leaves the order to chance, and a text has a probability along every order: use nelbo, the bound on what it writes")

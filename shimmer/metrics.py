@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from .corruption import draw_noise, mask_tokens, real_tokens
 from .likelihood import Interval, bootstrap_interval, check_texts, nll, token_log_probs
-from .models import CausalLM, evaluation_mode
+from .models import CausalLM, device_of, evaluation_mode
 from .policies import sample_categorical
 from .tales import Tales
 
@@ -291,6 +291,7 @@ def confidence_at_masked(
     batch_size: int = 64,
 ) -> tuple[Tensor, Tensor]:  # [N] confidence, [N] bool whether the likeliest token is the text's
     "What the head says at masked positions, which is where it is trained; ValueError for a model without one."
+    ids = ids.to(device_of(model))
     hidden, held, right = hide(model, ids, ratio, torch.Generator().manual_seed(seed)), [], []
     with evaluation_mode(model):
         for text, hole in zip(ids.split(batch_size), hidden.split(batch_size)):
@@ -312,6 +313,7 @@ def confidence_at_filled(
 ) -> tuple[Tensor, Tensor]:  # [N] confidence, [N] bool whether the token that was filled in is the text's
     "What the head says of the model's own draws once they stand on the canvas, which is what re-masking asks; ValueError for a model without one."
     generator = torch.Generator().manual_seed(seed)
+    ids = ids.to(device_of(model))
     hidden, held, right = hide(model, ids, ratio, generator), [], []
     filled = hidden & (torch.rand(ids.shape, generator=generator) < 0.5).to(ids.device)
     uniform = torch.rand(ids.shape, generator=generator, dtype=torch.float64).to(ids.device)

@@ -411,6 +411,27 @@ def test_the_longest_molecule_and_its_end_fit_the_canvas():
     assert max(text.count("[") for text in load_corpus("moses", limit=1).valid["text"]) < cli.HABITS["moses"].max_seq_len
 
 
+def test_many_texts_are_written_a_part_at_a_time_and_are_the_same(run, monkeypatch):
+    import shimmer.evaluation
+    line = "generate --checkpoint checkpoints/tiny --num_samples 5 --num_steps 3 --device cpu"
+    whole = run(line)
+    monkeypatch.setattr(shimmer.evaluation, "AT_ONCE", 2)
+    assert run(line) == whole and whole[0] == 0
+
+
+@pytest.mark.parametrize("words", ["info --checkpoint '[/b]'", "info --checkpoint /", "info --checkpoint '~nobody-of-that-name/x'", "generate --checkpoint checkpoints/tiny --num_samples 4294967296",
+                                   "generate --checkpoint checkpoints/tiny --num_refine_steps 1000000000000000000", "evaluate --checkpoint checkpoints/tiny --num_written 4294967296", "generate --checkpoint loop"])
+def test_hostile_words_are_refused_in_one_line(refused, shared, words):
+    if not (shared / "loop").is_symlink(): (shared / "loop").symlink_to(shared / "loop")
+    refused(words)
+
+
+def test_a_prompt_that_is_no_text_is_refused_in_one_line(shared, monkeypatch, capsys):
+    monkeypatch.chdir(shared)
+    code = cli.main(["generate", "--checkpoint", "checkpoints/tiny", "--prompt", "lone \ud800 surrogate"])
+    assert code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
 def test_choices_are_the_samplers_own():
     hints = typing.get_type_hints(cli.Sampling)
     assert typing.get_args(hints["order"]) == typing.get_args(Order) and typing.get_args(hints["schedule"]) == typing.get_args(Schedule)

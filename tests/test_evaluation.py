@@ -7,7 +7,7 @@ import torch
 
 import shimmer.evaluation as evaluation
 from shimmer.corpora import load_corpus
-from shimmer.evaluation import EvalConfig, auroc, compare_measured, confidence_figures, measure_model, written_texts
+from shimmer.evaluation import EvalConfig, auroc, compare_measured, confidence_figures, measure_model, rows_at_once, written_texts
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.metrics import calibration, confidence_at_filled, confidence_gap
@@ -61,6 +61,12 @@ def test_models_of_other_canvases_are_compared_by_a_note(tales, tokenizer):
     lira, gpt = (measure_model(model, tokenizer, tales, FEW) for model in models(tokenizer))
     other = gpt._replace(canvases=("another", (4, 72)))
     assert "compare bits per byte only" in compare_measured(lira, other)["note"]
+
+
+def test_a_budget_of_memory_says_how_many_texts_are_written_together():
+    big = LatentCanvasModel(LatentCanvasConfig(1000, hidden_size=16, num_heads=2, num_layers=1, max_seq_len=256))
+    assert rows_at_once(big) == 299 and rows_at_once(big, 10**6) == 1 and rows_at_once(big, 10**12) == 500
+    assert rows_at_once(GPTModel(GPTConfig(1000, hidden_size=16, num_heads=2, num_layers=1, max_seq_len=256))) == 500
 
 
 @pytest.mark.parametrize("options", [dict(num_texts=0), dict(num_ordered=-1), dict(draws=0), dict(num_written=0), dict(num_written=2**32), dict(draws=10**9)])
