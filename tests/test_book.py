@@ -66,6 +66,15 @@ def test_what_is_broken_is_found(elsewhere, check, file, text, said):
     assert any(said in problem for problem in getattr(check_book, check)())
 
 
+def test_a_chapter_that_uses_what_a_later_one_builds_is_found(elsewhere):
+    import nbformat
+    cell = nbformat.v4.new_code_cell
+    for name, source in (("00_first", "from shimmer.second import x"), ("01_second", "from shimmer.first import y\nfrom shimmer.aside import z"), ("appendix_aside", "from shimmer.second import x")):
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell(source)]), elsewhere / f"{name}.ipynb")
+    problem, = check_book.check_order()
+    assert problem.startswith("nbs/00_first.ipynb: it uses shimmer.second, which 01_second.ipynb builds later")
+
+
 def test_contents_named_twice_or_unknown_are_found(elsewhere):
     config = dict(project=dict(type="book"), book=dict(titel="T", chapters=["a.qmd", "a.qmd", "gone.qmd", "b.qmd"]))
     (elsewhere.parent / "_quarto.yml").write_text(yaml.safe_dump(config))

@@ -357,3 +357,21 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
 
 def test_a_home_of_nobody_is_no_directory():
     with pytest.raises(FileNotFoundError): load_model("~nobody-of-that-name/x")
+
+
+def test_no_module_asks_what_a_model_has():
+    "What a model can do is said by the two protocols; only the module that defines them may look."
+    import pathlib
+    import re
+    import shimmer
+    for path in pathlib.Path(shimmer.__file__).parent.glob("*.py"):
+        asked = re.findall(r"hasattr\((?:self\.)?model,.*", path.read_text())
+        assert not asked or path.stem == "models", (path.name, asked)
+
+
+def test_importing_the_library_loads_nothing_heavy_and_loading_a_checkpoint_no_accelerate():
+    import subprocess
+    import sys
+    code = "import sys, shimmer; assert 'torch' not in sys.modules; shimmer.load_checkpoint('tales'); assert 'accelerate' not in sys.modules; assert shimmer.fit and 'fit' in dir(shimmer)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
