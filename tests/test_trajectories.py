@@ -11,13 +11,12 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from rich.console import Console
 
-from shimmer.corpora import KINDS
 from shimmer.curves import learning_curve, read_log, smooth
 from shimmer.models import Prediction
 from shimmer.samplers import Trajectory, generate_topk
 from shimmer.tales import Tales
 from shimmer.tokenizers import CharTokenizer
-from shimmer.trajectories import END, MASK, frames_of, quotation, save_gif, save_player, trajectory_html, trajectory_player, trajectory_strip, trajectory_table, trajectory_text
+from shimmer.trajectories import END, KINDS, MASK, frames_of, quotation, save_gif, save_player, trajectory_html, trajectory_player, trajectory_strip, trajectory_table, trajectory_text
 
 MASK_ID, PAD_ID, EOS_ID = 10, 8, 9
 
@@ -67,23 +66,23 @@ class Reader(HTMLParser):
     "The texts of elements, scripts apart, as a browser would find them."
     def __init__(self, page):
         super().__init__()
-        self.editable, self.cells, self.scripts, self.tags = [], [], [], []
+        self.open, self.cells, self.scripts, self.tags = [], [], [], []
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         if tag in ("input", "meta", "br", "wbr"): return
-        self.editable.append((tag, dict(attributes)))
+        self.open.append((tag, dict(attributes)))
         if "tok" in (dict(attributes).get("class") or "").split() and "title" in dict(attributes): self.cells.append((dict(attributes)["class"].split()[1], ""))
         if tag == "script": self.scripts.append((dict(attributes).get("type"), ""))
 
     def handle_endtag(self, tag):
-        if tag not in ("br", "wbr"): assert self.editable.pop()[0] == tag
+        if tag not in ("br", "wbr"): assert self.open.pop()[0] == tag
 
     def handle_data(self, data):
-        if not self.editable: return
-        tag, attributes = self.editable[-1]
+        if not self.open: return
+        tag, attributes = self.open[-1]
         if tag == "script": self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
         elif "title" in attributes: self.cells[-1] = (self.cells[-1][0], self.cells[-1][1] + data)
 
