@@ -1,14 +1,16 @@
 """What is measured of a checkpoint, and that it is what the metrics say."""
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import shimmer.evaluation as evaluation
 from shimmer.corpora import load_corpus
-from shimmer.evaluation import EvalConfig, auroc, compare_measured, confidence_figures, measure_model, rows_at_once, written_texts
+from shimmer.evaluation import EvalConfig, auroc, compare_measured, confidence_figures, interval, likelihoods, measure_model, rows_at_once, scored_canvases, written_texts
 from shimmer.gpt import GPTConfig, GPTModel
+from shimmer.likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.metrics import calibration, confidence_at_filled, confidence_gap
 from shimmer.tokenizers import train_tokenizer
@@ -37,6 +39,29 @@ def test_confidence_figures_are_the_metrics():
     held, right = confidence_at_filled(model, ids, seed=2, ignore=3)
     figures = confidence_figures(model, ids, 3, 2)
     assert figures["ece_at_filled"] == calibration(held, right).ece and figures["confidence_gap_at_filled"] == confidence_gap(held, right) and len(figures) == 6
+
+
+def test_likelihoods_are_what_their_names_say(tales, tokenizer):
+    lira, gpt = models(tokenizer)
+    ids, texts = scored_canvases(tales, lira, tokenizer, 4)
+    assert ids.shape == (4, 72) and texts == list(tales.valid["text"])[:4]
+    found = likelihoods(lira, ids, replace(FEW, full=True))
+    assert [*found] == ["nll", "left_to_right", "duel_1", "duel_2", "duel_4"] and torch.equal(found["nll"], nll(lira, ids, draws=2, seed=3)) and torch.equal(found["left_to_right"], left_to_right_nll(lira, ids[:2]))
+    for k in (1, 2, 4): assert torch.equal(found[f"duel_{k}"], duel_nll(lira, ids[:2], k=k))
+    found = likelihoods(gpt, ids, FEW)
+    assert torch.equal(found["nll"], left_to_right_nll(gpt, ids)) and torch.equal(found["left_to_right"], found["nll"][:2])
+
+
+def test_words_that_a_checkpoint_does_not_know_are_named_with_their_place(tales, tokenizer):
+    zebras = replace(tales, name="zebras", valid=tales.valid.map(lambda row: {"text": row["text"].replace("was", "zebra")}))
+    with pytest.raises(ValueError, match="zebra.*in the validation texts of zebras: the checkpoint's tokenizer must know each word"): scored_canvases(zebras, next(models(tokenizer)), tokenizer, None)
+
+
+def test_an_interval_needs_two_texts():
+    nats, sizes = torch.tensor([2.0, 4.0, 5.0]), [4, 5, 6]
+    value, low, high = bootstrap_interval(nats, sizes)
+    assert interval("x", nats, sizes) == {"x": value, "x_95_percent": [low, high]}
+    assert interval("x", nats[:1], sizes[:1]) == {"x": 0.5, "x_95_percent": None} == interval("x", nats[:1] / 4)
 
 
 def test_texts_do_not_depend_on_how_many_are_written_at_once(tokenizer, monkeypatch):

@@ -1,4 +1,4 @@
-"""Bounds and exact likelihoods by enumeration, against the truth, against what samplers write, on any batch; intervals that hold what they promise; checks that find what is broken."""
+"""Bounds and exact likelihoods by enumeration, against the truth, against what samplers write, on any batch; intervals that hold what they promise."""
 import itertools
 import math
 from types import SimpleNamespace
@@ -13,9 +13,9 @@ from shimmer.likelihood import bits_per_byte, bootstrap_interval, check_texts, c
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import Prediction
 from shimmer.objectives import NextToken
-from shimmer.policies import UnmaskAction, ThresholdRemasking, TopK, top_positions
+from shimmer.policies import ThresholdRemasking, TopK, UnmaskAction, top_positions
 from shimmer.samplers import refine
-from shimmer.testing import check_cache, check_estimate, check_no_leak, total_probability
+from shimmer.testing import total_probability
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -495,8 +495,6 @@ def test_numbers_that_make_no_sense_are_refused():
     for measure in (nelbo, exact_nelbo, left_to_right_nll, duel_nll, nll):
         with pytest.raises(ValueError, match="batch_size is 0"): measure(model, texts, batch_size=0)
     with pytest.raises(ValueError, match="13 tokens and so 8,191 masks"): exact_nelbo(Recorder(4, 20), torch.zeros(1, 13, dtype=torch.long))
-    for V, L in ((10, 7), (0, 2)):
-        with pytest.raises(ValueError, match="1 to 1,000,000"): total_probability(lambda ids: ids.sum(1), V, L)
 
 
 @given(seeds, st.integers(2, 30), st.booleans())
@@ -549,56 +547,3 @@ def test_compare_hides_the_same_tokens():
 ])
 def test_what_cannot_be_compared_is_refused(call, message):
     with pytest.raises(ValueError, match=message): call()
-
-
-def test_no_leak_passes_what_is_right_and_finds_what_leaks(lira, gpt):
-    ids = torch.randint(10, (3, 12), generator=generator(0))
-    hidden = torch.rand(3, 12, generator=generator(1)) < 0.4
-    masked = lambda ids, hidden: lira.denoise(ids.masked_fill(hidden, lira.config.mask_token_id)).logits
-    check_no_leak(masked, ids, hidden, vocab_size=10)
-    less_masked = hidden & (torch.rand(3, 12, generator=generator(2)) < 0.5)
-    for leaking in (lambda ids, hidden: lira.denoise(ids).logits, lambda ids, hidden: masked(ids, less_masked)):
-        with pytest.raises(ValueError, match="leak: changing them moved a logit at position .* by"): check_no_leak(leaking, ids, hidden, vocab_size=10, tolerance=1e-6)
-    ids, suffix = torch.randint(3, (4, 8), generator=generator(3)), torch.arange(8).expand(4, -1) >= 5
-    first = torch.arange(8).expand(4, -1) == 5
-    check_no_leak(lambda ids, hidden: gpt.next_token_logits(ids), ids, suffix, read=first)
-    with pytest.raises(ValueError, match="at position 5"): check_no_leak(lambda ids, hidden: gpt(ids).logits, ids, suffix, read=first)
-    with pytest.raises(ValueError, match="no True"): check_no_leak(masked, ids, torch.zeros_like(suffix))
-    with pytest.raises(ValueError, match="1 token"): check_no_leak(lambda ids, hidden: gpt(ids).logits, ids, suffix, vocab_size=1)
-
-
-def test_a_logit_that_becomes_nothing_is_found():
-    ids, hidden = all_texts(3, 2), torch.ones(9, 2, dtype=torch.bool)
-    start = ids.clone()
-    with pytest.raises(ValueError, match="nan"): check_no_leak(lambda ids, hidden: torch.zeros(9, 2, 3) if torch.equal(ids, start) else torch.full((9, 2, 3), math.nan), ids, hidden)
-    check_no_leak(lambda ids, hidden: torch.tensor([0.0, 0.0, -math.inf]).expand(9, 2, 3), ids, hidden)
-
-
-def test_a_cache_passes_and_broken_ones_do_not(gpt):
-    ids = torch.randint(3, (2, 8), generator=generator(0))
-    check_cache(gpt, ids)
-    class Broken:
-        def __init__(self, read): self.read = read
-        def __call__(self, ids, cache=None): return self.read(ids, cache)
-    def forgets(ids, cache): return gpt(ids)
-    def drifts(ids, cache):
-        held = cache.length if cache is not None else 0
-        return Prediction(gpt(ids, cache).logits + held)
-    for read in (forgets, drifts):
-        with pytest.raises(ValueError, match="the cache changes the model: read in 8 parts"): check_cache(Broken(read), ids)
-    def wrong_in_longer_parts(ids, cache):
-        if cache is None or not cache.length: return gpt(ids, cache)
-        prediction = gpt(ids, cache)
-        return prediction if ids.shape[1] == 1 else Prediction(prediction.logits.flip(1))
-    with pytest.raises(ValueError, match="the cache changes the model: read in [2-4] parts"): check_cache(Broken(wrong_in_longer_parts), ids)
-    with pytest.raises(ValueError, match="1 token"): check_cache(gpt, ids[:, :1])
-
-
-def test_estimates_are_held_to_the_exact_value():
-    table, texts = Table(*TINY, seed=0), all_texts(*TINY)
-    exact = exact_nelbo(table, texts)
-    check_estimate(lambda seed: nelbo(table, texts, draws=1, seed=seed), exact)
-    check_estimate(lambda seed: exact, exact, repeats=2)
-    with pytest.raises(ValueError, match="biased: for text"): check_estimate(lambda seed: nelbo(table, texts, draws=2, seed=seed) + 0.5, exact)
-    with pytest.raises(ValueError, match="biased"): check_estimate(lambda seed: exact * math.nan, exact, repeats=2)
-    with pytest.raises(ValueError, match="repeats is 1"): check_estimate(lambda seed: exact, exact, repeats=1)

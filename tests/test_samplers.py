@@ -1,4 +1,4 @@
-"""The loop's promises for every policy, draws that follow their distribution, orders that are exact, and requests that are refused."""
+"""The loop's promises for every policy, orders that are exact, and requests that are refused."""
 import itertools
 import math
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import Prediction
-from shimmer.policies import UnmaskAction, Order, ThresholdRemasking, RowNoise, Schedule, TopK, SamplerState, sample_categorical, top_positions, masked_fraction
+from shimmer.policies import Order, Schedule, ThresholdRemasking, TopK, UnmaskAction, top_positions
 from shimmer.samplers import Trajectory, generate_topk, generate_with_remasking, make_canvas, refine
 
 ORDERS, SCHEDULES = Order.__args__, Schedule.__args__
@@ -288,48 +288,6 @@ def test_without_leave_nothing_written_is_edited():
 
 # Policies
 
-@given(st.integers(1, 200), st.integers(1, 60), st.sampled_from(SCHEDULES))
-def test_schedules_write_everything_in_time_and_something_each_call(n, num_steps, schedule):
-    masked, written = n, []
-    while masked:
-        view = SimpleNamespace(step=len(written), num_steps=num_steps, num_masked=torch.tensor([n]), masked=torch.arange(n)[None] < masked,
-                               score=lambda order: torch.zeros(1, n))
-        written.append(int(TopK(schedule)(view).write.sum()))
-        masked -= written[-1]
-    assert sum(written) == n and len(written) <= min(n, num_steps) and min(written) >= 1
-    if schedule == "linear": assert max(written) - min(written) <= 1 and (num_steps > n or len(written) == num_steps)
-    if num_steps >= n: assert schedule == "cosine" or written == [1] * n
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_schedules_fall_from_all_to_nothing(schedule):
-    left = [masked_fraction(s / 50, schedule) for s in range(51)]
-    assert left[0] == 1 and left[-1] == 0 and all(a > b for a, b in zip(left, left[1:]))
-
-
-@given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=8), st.integers(0, 9))
-def test_highest_takes_the_best_candidates(row, count):
-    score, among = torch.tensor([[s for s, _ in row]]), torch.tensor([[a for _, a in row]])
-    taken = top_positions(score, among, torch.tensor([count]))
-    assert taken.sum() == min(count, among.sum()) and not (taken & ~among).any()
-    if taken.any() and (rest := among & ~taken).any(): assert score[taken].min() >= score[rest].max()
-
-
-def test_scores_against_their_definitions():
-    p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
-    open = torch.tensor([[True, False, True]])
-    ids = torch.tensor([[MASK, 2, 1]])
-    masked = ids == MASK
-    drawn = torch.tensor([[1, 2, 3]])
-    view = SamplerState(0, 1, ids, masked, open, masked.sum(1), p.log(), drawn, torch.rand(1, 3, dtype=torch.float64), None)
-    close = lambda a, b: torch.testing.assert_close(a, torch.tensor([b], dtype=torch.float64))
-    close(view.score("max_prob"), [0.5, 0.0, 0.25])
-    close(view.score("margin"), [0.2, 0.0, 0.0])
-    close(view.score("entropy"), [0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2), 0.0, -math.log(4)])
-    close(view.standing_prob, [0.3, 0.0, 0.25])
-    assert view.score("left_to_right").argmax() == 0 and view.confidence is view.standing_prob
-
-
 @given(st.floats(0, 1), st.floats(0, 1), canvases(), seeds)
 def test_remasking_acts_on_its_thresholds(a, b, canvas, seed):
     policy, num_steps = ThresholdRemasking(max(a, b), min(a, b)), 6
@@ -345,34 +303,6 @@ def test_remasking_acts_on_its_thresholds(a, b, canvas, seed):
             extra = run.written[s, row] & ~above
             assert (run.written[s, row] | ~above).all() and extra.sum() <= 1
             if was_mask.any(): assert run.written[s, row].any()
-
-
-# Drawing
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda p: sum(p) > 0.1), st.floats(0.05, 5), st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-53]))
-def test_draws_never_reach_an_impossible_token(p, temperature, u):
-    log_probs = torch.tensor(p, dtype=torch.float64).log().log_softmax(-1)
-    token = int(sample_categorical(log_probs[None], torch.tensor([u], dtype=torch.float64), temperature)[0])
-    assert p[token] > 0
-    assert p[int(sample_categorical(log_probs[None], torch.tensor([u], dtype=torch.float64), 0.0)[0])] == max(p)
-
-
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_draws_follow_the_tempered_distribution(temperature):
-    p = torch.tensor([0.6, 0.0, 0.3, 0.0999, 0.0001], dtype=torch.float64)
-    grid = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
-    share = sample_categorical(p.log().expand(len(grid), -1), grid, temperature).bincount(minlength=5) / len(grid)
-    torch.testing.assert_close(share.double(), p ** (1 / temperature) / (p ** (1 / temperature)).sum(), atol=2e-6, rtol=0)
-
-
-def test_row_noise_is_uniform_and_skips_pads():
-    real = torch.tensor([[True] * 6, [True, False, True, False, False, True]])
-    noise, packed = RowNoise(3, real), RowNoise(4, torch.ones(1, 3, dtype=torch.bool))
-    for _ in range(3):
-        numbers = noise()
-        assert torch.equal(numbers[1][real[1]], packed()[0]) and (numbers[1][~real[1]] == 0).all()
-    many = torch.cat([RowNoise(seed, torch.ones(1, 1, dtype=torch.bool))() for seed in range(4000)])
-    assert abs(many.mean() - 0.5) < 0.02 and abs(many.var() - 1 / 12) < 0.005, "consecutive seeds are as good as one stream"
 
 
 # Distributions
