@@ -21,7 +21,7 @@ from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll, pa
 from .metrics import calibration, confidence_at_filled, confidence_at_masked, confidence_gap, generation_metrics, judge_tales, split_words
 from .models import CausalLM, device_of, evaluation_mode, revises
 from .molecules import molecule_metrics
-from .policies import sample_categorical
+from .policies import sample_categorical, sampling_device
 from .samplers import Trajectory, generate_by_refinement, generate_left_to_right, generate_topk
 from .tokenizers import Tokenizer, encode_corpus
 
@@ -229,9 +229,9 @@ def judged_fills(
     "Hide tokens, fill them with the model's draws, and let the next call judge them; ValueError for a ratio outside (0, 1]."
     generator = torch.Generator().manual_seed(seed)
     masked = mask_tokens(draw_noise(ids.shape[0], ids.shape[1], generator), (ratio, ratio), real_tokens(model.config, ids).cpu()).masked.to(ids.device)
-    uniform = torch.rand(int(masked.sum()), generator=generator, dtype=torch.float64).to(ids.device)
+    uniform = torch.rand(int(masked.sum()), generator=generator, dtype=torch.float64).to(work := sampling_device(ids.device))
     with evaluation_mode(model):
         logits, _, state = model.denoise(ids.masked_fill(masked, model.config.mask_token_id))
-        filled = ids.masked_scatter(masked, sample_categorical(logits[masked].double().log_softmax(-1), uniform, 1.0))
+        filled = ids.masked_scatter(masked, sample_categorical(logits[masked].to(work).double().log_softmax(-1), uniform, 1.0).to(ids.device))
         confidence = model.denoise(filled, state).confidence
     return (1 - confidence[masked]).cpu(), (filled != ids)[masked].cpu()

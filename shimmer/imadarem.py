@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .corruption import Batch, Mask, check_mask_ratio, derive_noise, draw_noise, mask_tokens, masked_loss, real_tokens
 from .layers import TransformerBlock, rotary_angles
 from .models import Prediction, PretrainedModel, evaluation_mode, init_weights
-from .policies import EntropyThreshold, RefineGate, sample_categorical
+from .policies import EntropyThreshold, RefineGate, sample_categorical, sampling_device
 from .tokenizers import special_token_ids
 
 # %% ../nbs/15_imadarem.ipynb #c59e6bf6
@@ -227,7 +227,9 @@ class ImplicitRefinementModel(PretrainedModel):
         edited, alone = u[:, :1] < config.edited_share, u[:, :1] > (1 + config.edited_share) / 2  # [B, 1] rows
         share = torch.where(pick[:, :1] < 0.5, 1.0, draw[:, :1])  # of the hidden tokens to fill: all, or any share
         filled = unknown.masked & edited & (pick[:, 1:] < share)
-        canvas = canvas.masked_scatter(filled, sample_categorical(logits[filled].double().log_softmax(-1), draw[:, 1:][filled].double(), 1.0))
+        work = sampling_device(ids.device)
+        drawn = sample_categorical(logits[filled].to(work).double().log_softmax(-1), draw[:, 1:][filled].to(work).double(), 1.0)
+        canvas = canvas.masked_scatter(filled, drawn.to(ids.device))
         replaced = ~unknown.masked & real & edited & (hit[:, 1:] < config.token_noise)
         random = (token[:, 1:] * config.vocab_size).long()
         for special in (config.mask_token_id, config.pad_token_id): replaced = replaced & (random != special) if special is not None else replaced

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .corruption import real_tokens
 from .models import CausalLM, check_denoiser, device_of, evaluation_mode
-from .policies import UnmaskAction, Order, Policy, SamplerState, top_positions
+from .policies import Order, Policy, SamplerState, UnmaskAction, sampling_device, top_positions
 
 # %% ../nbs/09_likelihood.ipynb #005ee562
 def check_texts(
@@ -172,13 +172,16 @@ def replay(
     num_calls: int,  # after which every position has to be written
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
     "Write texts the way a policy would, and add up what each token cost when it was written; ValueError for a policy that reopens or leaves holes."
+    device = device_of(model)
+    work = sampling_device(device)
+    text = text.to(work)
     row, masked, state = torch.arange(len(text)), real_tokens(model.config, text), None
     total, num_masked = torch.zeros(len(text), dtype=torch.float64), masked.sum(1)
     for call in range(num_calls):
         canvas = text.masked_fill(masked, model.config.mask_token_id)
-        logits, head, state = model.denoise(canvas, state)
-        log_probs = token_log_probs(model, logits[masked].double())
-        view = BlindState(call, num_calls, canvas, masked, masked, num_masked, log_probs, canvas, masked, None if head is None else head.double())
+        logits, head, state = model.denoise(canvas.to(device), state)
+        log_probs = token_log_probs(model, logits.to(work)[masked].double())
+        view = BlindState(call, num_calls, canvas, masked, masked, num_masked, log_probs, canvas, masked, None if head is None else head.to(work).double())
         decision = decide(view)
         if decision.reopen is not None and decision.reopen.any(): raise ValueError(f"the rule reopens {int(decision.reopen.sum())} positions in call {call + 1}: many paths lead to a text then; choose a rule that only writes")
         nats = view.spread(-log_probs.gather(-1, text[masked][:, None])[:, 0])  # 0 where nothing is masked
@@ -187,7 +190,7 @@ def replay(
         left = masked.any(1)
         if not left.any(): return total
         if state is None or isinstance(state, Tensor):  # rows that are written drop out
-            row, text, masked, num_masked, state = row[left.cpu()], text[left], masked[left], num_masked[left], None if state is None else state[left]
+            row, text, masked, num_masked, state = row[left.cpu()], text[left], masked[left], num_masked[left], None if state is None else state[left.to(state.device)]
     raise ValueError(f"the rule leaves {int(masked.sum())} positions masked after {num_calls} calls: let it write at least one position a call, or lower k")
 
 # %% ../nbs/09_likelihood.ipynb #5ab98a35

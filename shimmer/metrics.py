@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from .corruption import draw_noise, mask_tokens, real_tokens
 from .likelihood import Interval, bootstrap_interval, check_texts, nll, token_log_probs
 from .models import CausalLM, device_of, evaluation_mode
-from .policies import sample_categorical
+from .policies import sample_categorical, sampling_device
 from .tales import Tales
 
 # %% ../nbs/14_metrics.ipynb #f3ee74f2
@@ -316,11 +316,12 @@ def confidence_at_filled(
     ids = ids.to(device_of(model))
     hidden, held, right = hide(model, ids, ratio, generator), [], []
     filled = hidden & (torch.rand(ids.shape, generator=generator) < 0.5).to(ids.device)
-    uniform = torch.rand(ids.shape, generator=generator, dtype=torch.float64).to(ids.device)
+    work = sampling_device(ids.device)
+    uniform = torch.rand(ids.shape, generator=generator, dtype=torch.float64).to(work)
     with evaluation_mode(model):
         for text, hole, fill, u in zip(*(t.split(batch_size) for t in (ids, hidden, filled, uniform))):
             logits, _, state = stated_confidence(model, text, hole)
-            drawn = sample_categorical(token_log_probs(model, logits.double()), u, temperature=1.0)
+            drawn = sample_categorical(token_log_probs(model, logits.to(work).double()), u, temperature=1.0).to(ids.device)
             _, confidence, _ = stated_confidence(model, torch.where(fill, drawn, text), hole & ~fill, state)
             counts = fill if ignore is None else fill & (text != ignore)
             held.append(confidence[counts].cpu())

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from worlds import Table, all_texts, config, generator
 
 from shimmer.corruption import Batch
 from shimmer.gpt import GPTConfig, GPTModel
@@ -18,25 +19,6 @@ from shimmer.samplers import refine
 from shimmer.testing import total_probability
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def generator(seed): return torch.Generator().manual_seed(seed)
-
-
-def config(V, L, pad=None): return SimpleNamespace(vocab_size=V, mask_token_id=V, pad_token_id=pad, max_seq_len=L)
-
-
-def all_texts(V, L): return torch.tensor(list(itertools.product(range(V), repeat=L)))
-
-
-class Table(torch.nn.Module):
-    "A made-up distribution for every canvas and position: an inconsistent model."
-    def __init__(self, V, L, seed):
-        super().__init__()
-        self.answers = torch.randn(*[V + 1] * L, L, V, generator=generator(seed), dtype=torch.float64)
-        self.config = config(V, L)
-
-    def denoise(self, ids, state=None, at=None): return Prediction(self.answers[tuple(ids.T)]).at(at)
 
 
 class World:

@@ -1,10 +1,9 @@
 """The four checks pass what is right, and find what is broken."""
-import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
+from worlds import Table, all_texts, generator
 
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.likelihood import exact_nelbo, nelbo
@@ -13,22 +12,6 @@ from shimmer.models import Prediction
 from shimmer.testing import check_cache, check_estimate, check_no_leak, total_probability
 
 TINY = (3, 3)  # tokens, length
-
-
-def generator(seed): return torch.Generator().manual_seed(seed)
-
-
-def all_texts(V, L): return torch.tensor(list(itertools.product(range(V), repeat=L)))
-
-
-class Table(torch.nn.Module):
-    "A made-up distribution for every canvas and position."
-    def __init__(self, V, L, seed):
-        super().__init__()
-        self.answers = torch.randn(*[V + 1] * L, L, V, generator=generator(seed), dtype=torch.float64)
-        self.config = SimpleNamespace(vocab_size=V, mask_token_id=V, pad_token_id=None, max_seq_len=L)
-
-    def denoise(self, ids, state=None, at=None): return Prediction(self.answers[tuple(ids.T)]).at(at)
 
 
 @pytest.fixture(scope="module")
