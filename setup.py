@@ -28,7 +28,7 @@ setup(
         "Programming Language :: Python :: 3",
     ],
     packages=[cfg["lib_path"]],
-    package_data={cfg["lib_path"]: ["py.typed", "canvases/*/*", "*.mplstyle"]},
+    package_data={cfg["lib_path"]: ["py.typed", "assets/*", "canvases/*/*", "*.mplstyle"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "similarity", "molecules")},

@@ -18,16 +18,36 @@ class Module:
         self.path, self.text = path, path.read_text(encoding="utf-8")
         self.lines = self.text.encode().splitlines(keepends=True)
         self.tree = ast.parse(self.text)
-        found = tokenize.generate_tokens(io.StringIO(self.text).readline)
-        self.comments = {t.start[0]: t.string.lstrip("# ").strip() for t in found if t.type == tokenize.COMMENT and not t.string.startswith("# %%")}
+        self.comments: dict[int, str] = {}  # by line; one that goes on below, further in, belongs to where it began
+        self.columns: dict[int, int] = {}
+        began = indent = last = 0
+        for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
+            if token.type != tokenize.COMMENT or token.string.startswith("# %%"): continue
+            (row, column), said = token.start, token.string.lstrip("# ").strip()
+            self.columns[row] = column
+            alone = not token.line[:column].strip()
+            if alone and began and row == last + 1 and column > indent: self.comments[began] += f" {said}"
+            else:
+                self.comments[row] = said
+                began, indent = (0, 0) if alone else (row, len(token.line) - len(token.line.lstrip()))
+            last = row
 
     def code(self, node: ast.AST | None) -> str:
         "A node as it is written, on one line."
         if node is None: return ""
         lines = self.lines[node.lineno - 1 : node.end_lineno]
         lines[-1] = lines[-1][: node.end_col_offset]
+        for row in range(node.lineno, node.end_lineno):
+            if row in self.columns: lines[row - node.lineno] = lines[row - node.lineno].decode()[: self.columns[row]].encode()
         lines[0] = lines[0][node.col_offset :]
-        return " ".join(b"".join(lines).decode().split())
+        one = " ".join(b"".join(lines).decode().split())
+        return re.sub(r",? ([)\]}])", r"\1", re.sub(r"([(\[{]) ", r"\1", one))
+
+    def said(self, node: ast.stmt) -> str:
+        "The comment on the first or last line of a declaration, or else the one right above it."
+        above = node.lineno - 1
+        alone = above in self.columns and not self.lines[above - 1][: self.columns[above]].strip()
+        return self.comments.get(node.end_lineno) or self.comments.get(node.lineno) or (self.comments.get(above, "") if alone else "")
 
     def exported(self) -> list[ast.stmt]:
         "The statements that define what `__all__` names, in the order of the module."
@@ -118,7 +138,7 @@ def source_link(module: Module, node: ast.stmt) -> str:
 def described(module: Module, level: str, name: str, node: ast.FunctionDef | ast.ClassDef, function: ast.FunctionDef | None, fields: list) -> str:
     "Heading, signature, description and parameters of a function or class."
     kind = "" if isinstance(node, ast.FunctionDef) else "class "
-    doc = (ast.get_docstring(node) or "").strip()
+    doc = " ".join((ast.get_docstring(node) or "").split())
     is_property = isinstance(node, ast.FunctionDef) and any("property" in module.code(d) for d in node.decorator_list)
     link = source_link(module, node)
     parts = [f"{level} `{name}` {{#{name}}}", f"```python\n{kind}{name if is_property else signature(module, name, function)}\n```", f"{cell(doc)}{' ' if doc else ''}{link}"]
@@ -130,7 +150,7 @@ def described(module: Module, level: str, name: str, node: ast.FunctionDef | ast
 
 def fields_of(module: Module, node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
     "Name, type, default and meaning of a class's declared fields."
-    return [(n.target.id, module.code(n.annotation), module.code(n.value), module.comments.get(n.end_lineno, "")) for n in node.body if isinstance(n, ast.AnnAssign)]
+    return [(n.target.id, module.code(n.annotation), module.code(n.value), module.said(n)) for n in node.body if isinstance(n, ast.AnnAssign)]
 
 
 def documented(module: Module, node: ast.stmt) -> str:
@@ -143,7 +163,7 @@ def documented(module: Module, node: ast.stmt) -> str:
         parts = [described(module, "##", node.name, node, made, fields_of(module, node))]
         parts += [described(module, "###", f"{node.name}.{m.name}", m, m, []) for m in methods if not m.name.startswith("_") or m.name == "__call__"]
         return "\n\n".join(parts)
-    value, says = module.code(node.value), module.comments.get(node.end_lineno, "")
+    value, says = module.code(node.value), module.said(node)
     shown = value if len(value) <= 200 else value[:200].rsplit(" ", 1)[0] + " …"
     name = ", ".join(defined(node))
     link = source_link(module, node)
@@ -163,7 +183,7 @@ def page(path: Path) -> str:
     module, chapter = Module(path), chapter_of(path.stem)
     url = source_url(f"shimmer/{path.name}")
     source = f"[shimmer/{path.name}]({url})" if url else f"`shimmer/{path.name}`"
-    about = (ast.get_docstring(module.tree) or "").strip()
+    about = " ".join((ast.get_docstring(module.tree) or "").split())
     kind = "chapter" if chapter.name[0].isdigit() else "appendix"
     opening = f"# shimmer.{path.stem} {{.unnumbered}}\n\n{cell(about)} Derived in {kind} [{name(chapter)}](../{chapter.name}); the source is {source}."
     return "\n\n".join([opening, *(documented(module, node) for node in module.exported())]) + "\n"

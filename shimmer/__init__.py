@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .tokenizers import encode_corpus, train_tokenizer
     from .training import PROGRESSIVE, Stage, TrainConfig, fit
 
-_HOMES = {  # what most users need, found in its module when it is asked for: importing shimmer costs nothing
+# What most users need, found in its module when it is asked for: importing shimmer costs nothing.
+_HOMES = {
     "checkpoints": ("load_checkpoint", "save_checkpoint"),
     "corpora": ("Tales", "load_corpus"),
     "gpt": ("GPTConfig", "GPTModel"),
@@ -35,7 +36,10 @@ def __getattr__(name: str):
     "A name of the library, or one of its modules."
     if name in _HOME: return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     if name in _HOMES: return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}: import what it doesn't offer from the module that has it")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}: import what it doesn't offer from the "
+        "module that has it"
+    )
 
 
 def __dir__() -> list[str]: return sorted([*globals(), *__all__])

@@ -18,18 +18,30 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from .models import PretrainedModel, checkpoint_directory, download_checkpoint, is_hub_id, load_model, shipped_canvases
+from .models import PretrainedModel, checkpoint_directory, download_checkpoint, is_hub_id
+from .models import load_model, shipped_canvases
 from .tokenizers import Tokenizer, load_tokenizer
 
 # %% ../nbs/appendix_checkpoints.ipynb #3d68032d
 def _places(
     directory: str | Path,
 ) -> tuple[Path, Path, Path]:
-    "A checkpoint's directory, where its successor is written, and where it is moved out of the way."
+    """A checkpoint's directory, where its successor is written, and where it is moved out of the
+    way."""
     try: directory = Path(os.path.expanduser(directory)).resolve()
-    except (RuntimeError, OSError) as error: raise FileNotFoundError(f"{directory} leads in a circle ({error}): name a folder") from error
-    if not directory.name: raise ValueError(f"{directory} is the root of the file system, and a checkpoint is a folder that can be renamed: give one of its own")
-    return directory, directory.with_name(f".{directory.name}.new"), directory.with_name(f".{directory.name}.old")
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"{directory} leads in a circle ({error}): name a folder"
+        ) from error
+    if not directory.name:
+        raise ValueError(
+            f"{directory} is the root of the file system, and a checkpoint is a folder that can "
+            "be renamed: give one of its own"
+        )
+    return (
+        directory, directory.with_name(f".{directory.name}.new"),
+        directory.with_name(f".{directory.name}.old"),
+    )
 
 def _whole_copy(
     directory: str | Path,
@@ -53,8 +65,15 @@ def check_replaceable(
 ):
     "FileExistsError for a directory that holds something, and no checkpoint."
     directory = Path(directory)
-    if directory.exists() and not (directory / "config.json").is_file() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} holds something that is no checkpoint, and a checkpoint is replaced as a whole: give a directory of its own")
+    if (
+        directory.exists()
+        and not (directory / "config.json").is_file()
+        and (not directory.is_dir() or any(directory.iterdir()))
+    ):
+        raise FileExistsError(
+            f"{directory} holds something that is no checkpoint, and a checkpoint is replaced as "
+            "a whole: give a directory of its own"
+        )
 
 # %% ../nbs/appendix_checkpoints.ipynb #08c4d039
 def _to_disk(
@@ -73,7 +92,8 @@ def save_checkpoint(
     training_state: tuple[dict[str, Tensor], dict] | None = None,  # tensors and JSON-able progress
     log: Sequence[dict] = (),  # rows of log.jsonl
 ) -> Path:
-    "Write a checkpoint aside and put it in place by renaming; FileExistsError for a foreign directory, OSError where it can't be written."
+    """Write a checkpoint aside and put it in place by renaming; FileExistsError for a foreign
+    directory, OSError where it can't be written."""
     directory, new, old = _places(directory)
     restore_checkpoint(directory)
     check_replaceable(directory)
@@ -85,8 +105,13 @@ def save_checkpoint(
             tensors, progress = training_state
             (new / "training_state").mkdir()
             save_file(tensors, new / "training_state" / "tensors.safetensors")
-            (new / "training_state" / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
-        if log: (new / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+            (new / "training_state" / "progress.json").write_text(
+                json.dumps(progress, indent=2) + "\n", encoding="utf-8"
+            )
+        if log:
+            (new / "log.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in log), encoding="utf-8"
+            )
         for path in (*new.rglob("*"), new): _to_disk(path)
         if directory.exists(): directory.rename(old)
         new.rename(directory)
@@ -95,7 +120,10 @@ def save_checkpoint(
         if not old.exists(): shutil.rmtree(new, ignore_errors=True)
         restore_checkpoint(directory)
         kept = "the one before it is kept" if directory.exists() else "there was none before it"
-        raise OSError(f"the checkpoint {directory} could not be written ({error}): {kept}; make room or mend the access rights, and resume") from error
+        raise OSError(
+            f"the checkpoint {directory} could not be written ({error}): {kept}; make room or "
+            "mend the access rights, and resume"
+        ) from error
     shutil.rmtree(old, ignore_errors=True)
     return directory
 
@@ -107,18 +135,30 @@ def check_vocabulary(
     "ValueError for a model and a tokenizer with other vocabularies or mask tokens."
     mask = getattr(model.config, "mask_token_id", tokenizer.mask_token_id)
     if (model.config.vocab_size, mask) != (tokenizer.vocab_size, tokenizer.mask_token_id):
-        raise ValueError(f"the model has vocab_size {model.config.vocab_size} and mask_token_id {mask}, the tokenizer {tokenizer.vocab_size} and {tokenizer.mask_token_id}: "
-                         "they don't belong together; build the model with the tokenizer's, or take both from one run")
+        raise ValueError(
+            f"the model has vocab_size {model.config.vocab_size} and mask_token_id {mask}, the "
+            f"tokenizer {tokenizer.vocab_size} and {tokenizer.mask_token_id}: "
+            "they don't belong together; build the model with the tokenizer's, or take both from "
+            "one run"
+        )
 
 def load_checkpoint(
-    checkpoint: str | Path,  # directory, the name of a canvas that comes with shimmer, or a Hub id, owner/name
+    checkpoint: str | Path,  # directory, the name of a canvas that comes with shimmer, or a Hub id,
+        # owner/name
 ) -> tuple[PretrainedModel, Tokenizer]:
-    "The model of a checkpoint, in evaluation mode, and its tokenizer; FileNotFoundError where there is none, ValueError where it is damaged."
+    """The model of a checkpoint, in evaluation mode, and its tokenizer; FileNotFoundError where
+    there is none, ValueError where it is damaged."""
     whole = _whole_copy(checkpoint)
     if not (whole / "config.json").is_file(): whole = checkpoint_directory(checkpoint)
     if whole.is_dir(): model, tokenizer = load_model(whole), load_tokenizer(whole)
-    elif isinstance(checkpoint, str) and is_hub_id(checkpoint): model, tokenizer = load_model(checkpoint), load_tokenizer(download_checkpoint(checkpoint))
-    else: raise FileNotFoundError(f"{checkpoint} is no folder, so no checkpoint: name one that training or save_pretrained wrote, a canvas that comes with shimmer ({', '.join(shipped_canvases())}), or a Hub id, owner/name")
+    elif isinstance(checkpoint, str) and is_hub_id(checkpoint):
+        model, tokenizer = load_model(checkpoint), load_tokenizer(download_checkpoint(checkpoint))
+    else:
+        raise FileNotFoundError(
+            f"{checkpoint} is no folder, so no checkpoint: name one that training or "
+            "save_pretrained wrote, a canvas that comes with shimmer "
+            f"({', '.join(shipped_canvases())}), or a Hub id, owner/name"
+        )
     check_vocabulary(model, tokenizer)
     return model, tokenizer
 
@@ -136,9 +176,13 @@ def _alive(
 def lock_checkpoint(
     directory: str | Path,
 ) -> Iterator[None]:
-    "Keep other runs from a checkpoint's directory for the length of a block; FileExistsError where one has it."
+    """Keep other runs from a checkpoint's directory for the length of a block; FileExistsError
+    where one has it."""
     directory = _places(directory)[0]
-    lock, mine = directory.with_name(f".{directory.name}.lock"), {"pid": os.getpid(), "host": socket.gethostname()}
+    lock, mine = (
+        directory.with_name(f".{directory.name}.lock"),
+        {"pid": os.getpid(), "host": socket.gethostname()},
+    )
     lock.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
         try:
@@ -149,10 +193,16 @@ def lock_checkpoint(
             except (OSError, ValueError): held = {}
             pid, host = held.get("pid"), held.get("host")
             if isinstance(pid, int) and (host != mine["host"] or _alive(pid)):
-                raise FileExistsError(f"{directory} is being written by another run (process {pid} on {host}): wait for it, train into another "
-                                      f"checkpoint_dir, or remove {lock} if no such process exists") from None
+                raise FileExistsError(
+                    f"{directory} is being written by another run (process {pid} on {host}): wait "
+                    "for it, train into another "
+                    f"checkpoint_dir, or remove {lock} if no such process exists"
+                ) from None
             lock.unlink(missing_ok=True)  # its run was killed
-    else: raise FileExistsError(f"{directory} was locked by another run a moment ago: train into another checkpoint_dir")
+    else:
+        raise FileExistsError(
+            f"{directory} was locked by another run a moment ago: train into another checkpoint_dir"
+        )
     try: yield
     finally: lock.unlink(missing_ok=True)
 
@@ -161,8 +211,12 @@ def optimizer_tensors(
     optimizers: list[torch.optim.Optimizer],
 ) -> dict[str, Tensor]:
     "The optimisers' state under flat names, as safetensors keeps it."
-    return {f"optimizer.{i}.{p}.{name}": value.contiguous() for i, optimizer in enumerate(optimizers)
-            for p, state in optimizer.state_dict()["state"].items() for name, value in state.items()}
+    return {
+        f"optimizer.{i}.{p}.{name}": value.contiguous()
+        for i, optimizer in enumerate(optimizers)
+        for p, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
 
 def load_optimizer_tensors(
     optimizers: list[torch.optim.Optimizer],  # changed in place

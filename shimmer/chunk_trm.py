@@ -31,7 +31,8 @@ class ChunkTRMConfig:
     dropout: float = 0.2  # share of each branch's features dropped in training
     n_refinements: int = 3  # how often the draft is written anew in a step
     n_recursions: int = 6  # passes over the reasoning state before each of them
-    supervision_steps: int = 4  # steps on a batch in training, each with a loss and an update of its own
+    # steps on a batch in training, each with a loss and an update of its own
+    supervision_steps: int = 4
     num_steps: int = 1  # steps when predicting
     mutual: bool = True  # tokens of a chunk see each other; False makes them independent heads
     rotary: bool = False  # rotary positions in place of learned ones
@@ -40,11 +41,32 @@ class ChunkTRMConfig:
     model_type: str = "chunk_trm"
 
     def __post_init__(self):
-        for name in ("vocab_size", "context_size", "chunk_size", "embed_dim", "n_layers", "n_heads", "n_refinements", "n_recursions", "supervision_steps", "num_steps"):
-            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        if self.embed_dim % self.n_heads: raise ValueError(f"embed_dim {self.embed_dim} is not divisible by n_heads {self.n_heads}: choose a multiple")
-        if not 0 <= self.dropout < 1: raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
-        if (pad := self.pad_token_id) is not None and not 0 <= pad < self.vocab_size: raise ValueError(f"pad_token_id is {pad} and vocab_size is {self.vocab_size}: give an id from 0 to {self.vocab_size - 1}")
+        for name in (
+            "vocab_size",
+            "context_size",
+            "chunk_size",
+            "embed_dim",
+            "n_layers",
+            "n_heads",
+            "n_refinements",
+            "n_recursions",
+            "supervision_steps",
+            "num_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.embed_dim % self.n_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not divisible by n_heads {self.n_heads}: choose a "
+                "multiple"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
+        if (pad := self.pad_token_id) is not None and not 0 <= pad < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id is {pad} and vocab_size is {self.vocab_size}: give an id from 0 to "
+                f"{self.vocab_size - 1}"
+            )
 
     @property
     def max_seq_len(self) -> int:
@@ -53,7 +75,8 @@ class ChunkTRMConfig:
 
 # %% ../nbs/16_chunk_trm.ipynb #3f9eb5f7
 class ChunkBlock(nn.Module):
-    "Pre-norm residual block with biases: attention, also to keys and values held from before, then a feed-forward layer."
+    """Pre-norm residual block with biases: attention, also to keys and values held from before,
+    then a feed-forward layer."""
     def __init__(
         self,
         config: ChunkTRMConfig,
@@ -61,23 +84,37 @@ class ChunkBlock(nn.Module):
         super().__init__()
         D = config.embed_dim
         self.n_heads, self.dropout = config.n_heads, nn.Dropout(config.dropout)
-        self.attention_norm, self.qkv, self.out = nn.LayerNorm(D), nn.Linear(D, 3 * D), nn.Linear(D, D)
-        self.mlp_norm, self.up, self.down = nn.LayerNorm(D), nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
+        self.attention_norm, self.qkv, self.out = (
+            nn.LayerNorm(D), nn.Linear(D, 3 * D), nn.Linear(D, D),
+        )
+        self.mlp_norm, self.up, self.down = (
+            nn.LayerNorm(D), nn.Linear(D, 4 * D), nn.Linear(4 * D, D),
+        )
 
     def forward(
         self,
         x: Tensor,  # [B, L, D]
         mask: Tensor | None = None,  # [B, 1, L, held + L] added to the scores
-        rotary: tuple[Tensor, Tensor] | None = None,  # angles of x's positions, from `rotary_angles`
-        held: tuple[Tensor, Tensor] | None = None,  # keys and values of what was read before, each [B, H, held, D/H]
+        rotary: tuple[Tensor, Tensor] | None = None,  # angles of x's positions, from
+            # `rotary_angles`
+        held: tuple[Tensor, Tensor] | None = None,  # keys and values of what was read before, each
+            # [B, H, held, D/H]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # [B, L, D], and x's own keys and values
         "Add what attention and the feed-forward layer have to say."
         B, L, D = x.shape
-        q, k, v = self.qkv(self.attention_norm(x)).view(B, L, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.attention_norm(x)).view(B, L, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        )
         if rotary is not None: q, k = rotate(q, *rotary), rotate(k, *rotary)
         own = k, v
         if held is not None: k, v = (torch.cat(pair, dim=2) for pair in zip(held, own))
-        x = x + self.dropout(self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, L, D)))
+        x = x + self.dropout(
+            self.out(
+                F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+                .transpose(1, 2)
+                .reshape(B, L, D)
+            )
+        )
         return x + self.dropout(self.down(F.gelu(self.up(self.mlp_norm(x))))), own
 
 # %% ../nbs/16_chunk_trm.ipynb #a96cd0ae
@@ -112,7 +149,8 @@ class ChunkNetwork(nn.Module):
         held: list[tuple[Tensor, Tensor]] | None = None,  # from `read`
     ) -> Tensor:  # [B, L, D]
         "One pass."
-        for i, layer in enumerate(self.layers): x, _ = layer(x, mask, rotary, None if held is None else held[i])
+        for i, layer in enumerate(self.layers):
+            x, _ = layer(x, mask, rotary, None if held is None else held[i])
         return self.norm(x)
 
 # %% ../nbs/16_chunk_trm.ipynb #31891ab3
@@ -120,8 +158,11 @@ def additive_mask(
     visible: Tensor,  # bool, True may be attended to
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # 0 where visible, −1e9 elsewhere
-    "A mask as it is added to the scores; finite, so that a query which sees nothing stays a number."
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -1e9)
+    """A mask as it is added to the scores; finite, so that a query which sees nothing stays a
+    number."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
+        ~visible, -1e9
+    )
 
 # %% ../nbs/16_chunk_trm.ipynb #07eed44d
 class ChunkReader(CausalModel):
@@ -134,23 +175,35 @@ class ChunkReader(CausalModel):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.embed_positions = None if config.rotary else nn.Parameter(torch.zeros(config.max_seq_len, config.embed_dim))
+        self.embed_positions = (
+            None
+            if config.rotary
+            else nn.Parameter(torch.zeros(config.max_seq_len, config.embed_dim))
+        )
         self.network = ChunkNetwork(config)
 
     def reset_parameters(self):
-        "Draw matrices and embeddings from a normal of one over the square root of the features they read."
+        """Draw matrices and embeddings from a normal of one over the square root of the features
+        they read."""
         for p in self.parameters():
             if p.ndim == 2: nn.init.normal_(p, std=p.shape[1] ** -0.5)
 
     def places(
         self,
         length: int,  # positions offset … offset + length − 1
-        offset: int | Tensor = 0,  # position of the first of them; a [B] tensor gives each row its own; below 0 at pads
-    ) -> tuple[Tensor | float, tuple[Tensor, Tensor] | None]:  # [L, D] or [B, L, D] to be added, and rotary angles
+        offset: int | Tensor = 0,  # position of the first of them; a [B] tensor gives each row its
+            # own; below 0 at pads
+    ) -> tuple[Tensor | float, tuple[Tensor, Tensor] | None]:  # [L, D] or [B, L, D] to be added,
+        # and rotary angles
         "What tells positions apart."
         device, config = self.embed_tokens.weight.device, self.config
-        if self.embed_positions is None: return 0.0, rotary_angles(length, config.embed_dim // config.n_heads, offset=offset, device=device)
-        position = torch.arange(length, device=device) + (offset[:, None] if isinstance(offset, Tensor) else offset)
+        if self.embed_positions is None:
+            return 0.0, rotary_angles(
+                length, config.embed_dim // config.n_heads, offset=offset, device=device
+            )
+        position = torch.arange(length, device=device) + (
+            offset[:, None] if isinstance(offset, Tensor) else offset
+        )
         return self.embed_positions[position.clamp(min=0)], None
 
     def read_tokens(
@@ -181,13 +234,16 @@ class ChunkReader(CausalModel):
 # %% ../nbs/16_chunk_trm.ipynb #a4c718d6
 @dataclass(frozen=True)
 class ChunkLM:
-    "The objective of chunk models, supervised at every step; ValueError for less than one step or a weight below 0."
+    """The objective of chunk models, supervised at every step; ValueError for less than one step or
+    a weight below 0."""
     supervision_steps: int = 4  # losses, and updates of the weights, on one batch
     halting_weight: float = 0.0  # of the halting head's loss
 
     def __post_init__(self):
-        if self.supervision_steps < 1: raise ValueError(f"supervision_steps is {self.supervision_steps}: give at least 1")
-        if not 0 <= self.halting_weight < math.inf: raise ValueError(f"halting_weight is {self.halting_weight}: give 0 or more")
+        if self.supervision_steps < 1:
+            raise ValueError(f"supervision_steps is {self.supervision_steps}: give at least 1")
+        if not 0 <= self.halting_weight < math.inf:
+            raise ValueError(f"halting_weight is {self.halting_weight}: give 0 or more")
 
     def __call__(
         self,
@@ -201,12 +257,17 @@ class ChunkLM:
 @dataclass
 class ChunkBaselineConfig(ChunkTRMConfig):
     "A chunk model's shape, for the baseline of the same size."
-    bos_token_id: int = 0  # token read before the first of a text; shares its row with the token of that id
+    # token read before the first of a text; shares its row with the token of that id
+    bos_token_id: int = 0
     model_type: str = "chunk_baseline"
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.bos_token_id < self.vocab_size: raise ValueError(f"bos_token_id is {self.bos_token_id} and vocab_size is {self.vocab_size}: give an id from 0 to {self.vocab_size - 1}")
+        if not 0 <= self.bos_token_id < self.vocab_size:
+            raise ValueError(
+                f"bos_token_id is {self.bos_token_id} and vocab_size is {self.vocab_size}: give "
+                f"an id from 0 to {self.vocab_size - 1}"
+            )
 
 # %% ../nbs/16_chunk_trm.ipynb #d6276e6a
 def check_pads_behind(
@@ -214,7 +275,10 @@ def check_pads_behind(
     pad: int | None,
 ):
     "ValueError for a pad in front of a token."
-    if pad is not None and ((ids[:, :-1] == pad) & (ids[:, 1:] != pad)).any(): raise ValueError(f"a pad ({pad}) stands in front of a token: put the pads of whole texts behind them")
+    if pad is not None and ((ids[:, :-1] == pad) & (ids[:, 1:] != pad)).any():
+        raise ValueError(
+            f"a pad ({pad}) stands in front of a token: put the pads of whole texts behind them"
+        )
 
 def real_cross_entropy(
     logits: Tensor,  # [B, L, V]
@@ -222,7 +286,9 @@ def real_cross_entropy(
     pad: int | None,
 ) -> Tensor:  # scalar, nats per token
     "Cross-entropy averaged over the tokens that are no pads."
-    return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=-100 if pad is None else pad)
+    return F.cross_entropy(
+        logits.flatten(0, 1), ids.flatten(), ignore_index=-100 if pad is None else pad
+    )
 
 # %% ../nbs/16_chunk_trm.ipynb #9fa4662f
 class ChunkBaseline(ChunkReader):
@@ -233,15 +299,23 @@ class ChunkBaseline(ChunkReader):
         self,
         config: ChunkTRMConfig,  # or a `ChunkBaselineConfig`
     ):
-        super().__init__(config if isinstance(config, ChunkBaselineConfig) else ChunkBaselineConfig(**{k: v for k, v in asdict(config).items() if k != "model_type"}))
+        super().__init__(
+            config
+            if isinstance(config, ChunkBaselineConfig)
+            else ChunkBaselineConfig(
+                **{k: v for k, v in asdict(config).items() if k != "model_type"}
+            )
+        )
         self.reset_parameters()
 
     def next_token_logits(
         self,
-        ids: Tensor,  # [B, L] int64 whole texts, pads behind them; in front of a text that is only read they may stand too
+        ids: Tensor,  # [B, L] int64 whole texts, pads behind them; in front of a text that is only
+            # read they may stand too
         pads: Tensor | None = None,  # [B] pads in front of each row
     ) -> Tensor:  # [B, L, V]: of each token, from those before it alone
-        "What a likelihood needs, in one call; ValueError for pads in front of tokens that are not accounted for."
+        """What a likelihood needs, in one call; ValueError for pads in front of tokens that are not
+        accounted for."""
         if pads is None: check_pads_behind(ids, self.config.pad_token_id)
         L, before = ids.shape[1], F.pad(ids[:, :-1], (1, 0), value=self.config.bos_token_id)
         mask = torch.ones(L, L, dtype=torch.bool, device=ids.device).tril()
@@ -274,7 +348,11 @@ class ChunkBaseline(ChunkReader):
         halting_weight: float = 0.0,  # not used
     ) -> dict[str, Tensor]:  # "loss": scalar, nats per token
         "Next-token cross-entropy, averaged over real tokens."
-        return {"loss": real_cross_entropy(self.next_token_logits(batch.ids), batch.ids, self.config.pad_token_id)}
+        return {
+            "loss": real_cross_entropy(
+                self.next_token_logits(batch.ids), batch.ids, self.config.pad_token_id
+            )
+        }
 
     def default_objective(self) -> "ChunkLM":
         "Cross-entropy of every token, given those before it."
@@ -302,9 +380,12 @@ def chunk_grid(
 class Scene(NamedTuple):
     "What the tokens of chunks see while they are refined."
     place: Tensor | float  # positions, added to every input
-    last: Tensor  # [B, L, D] embedding of the last token before the chunk, added to the input of a reasoning pass; 0 where there is none
+    # [B, L, D] embedding of the last token before the chunk, added to the input of a reasoning
+    # pass; 0 where there is none
+    last: Tensor
     rotary: tuple[Tensor, Tensor] | None
-    held: list[tuple[Tensor, Tensor]] | None  # keys and values of the context; None where there is none
+    # keys and values of the context; None where there is none
+    held: list[tuple[Tensor, Tensor]] | None
     seen: Tensor  # [B, 1, L, held + L] mask of a reasoning pass
     within: Tensor  # [B, 1, L, L] mask of an answer pass
     mates: Tensor  # [B, L, L] bool, True for positions of one chunk
@@ -321,7 +402,9 @@ class ChunkTRM(ChunkReader):
     ):
         super().__init__(config)
         self.tokens_per_call = config.chunk_size  # drawn together
-        self.start_draft, self.start_reasoning = (nn.Parameter(torch.zeros(config.chunk_size, config.embed_dim)) for _ in range(2))
+        self.start_draft, self.start_reasoning = (
+            nn.Parameter(torch.zeros(config.chunk_size, config.embed_dim)) for _ in range(2)
+        )
         self.halt = nn.Linear(config.embed_dim, 1) if config.halting else None
         self.reset_parameters()
         for start in (self.start_draft, self.start_reasoning): nn.init.normal_(start, std=0.5)
@@ -347,17 +430,30 @@ class ChunkTRM(ChunkReader):
         chunk_first: int | Tensor,  # position of the chunks' first token
     ) -> Scene:
         "Read, and put together what the chunks see."
-        mates = grid.mates if self.config.mutual else grid.mates & torch.eye(grid.mates.shape[-1], dtype=torch.bool, device=ids.device)
+        mates = (
+            grid.mates
+            if self.config.mutual
+            else grid.mates & torch.eye(grid.mates.shape[-1], dtype=torch.bool, device=ids.device)
+        )
         place, rotary = self.places(grid.mates.shape[-1], chunk_first)
         before, dtype = before.expand(len(mates), -1, -1), self.embed_tokens.weight.dtype
-        held, last = None, torch.zeros(*grid.slot.shape, self.config.embed_dim, dtype=dtype, device=ids.device)
+        held, last = (
+            None,
+            torch.zeros(*grid.slot.shape, self.config.embed_dim, dtype=dtype, device=ids.device),
+        )
         if ids.shape[1]:
             read_place, read_rotary = self.places(ids.shape[1], first)
-            _, held = self.network.read(self.embed(ids) + read_place, additive_mask(readable[:, None], dtype), read_rotary)
-            at = (torch.arange(ids.shape[1], device=ids.device) * before).amax(-1)  # [B, L] the last one that is seen
+            _, held = self.network.read(
+                self.embed(ids) + read_place, additive_mask(readable[:, None], dtype), read_rotary
+            )
+            # [B, L] the last one that is seen
+            at = (torch.arange(ids.shape[1], device=ids.device) * before).amax(-1)
             last = self.embed(ids.gather(1, at)) * before.any(-1, keepdim=True)
         seen = torch.cat([before, mates], 2)
-        return Scene(place, last, rotary, held, additive_mask(seen[:, None], dtype), additive_mask(mates[:, None], dtype), grid.mates, grid.slot)
+        return Scene(
+            place, last, rotary, held, additive_mask(seen[:, None], dtype),
+            additive_mask(mates[:, None], dtype), grid.mates, grid.slot,
+        )
 
     def look_at_canvas(
         self,
@@ -366,8 +462,15 @@ class ChunkTRM(ChunkReader):
     ) -> Scene:
         "Every chunk of whole canvases, each with the text before it."
         L = ids.shape[1]
-        if L > self.config.max_seq_len: raise ValueError(f"{L} tokens are read, max_seq_len is {self.config.max_seq_len}: shorten the text or train a longer model")
-        grid, position = chunk_grid(L, self.config.chunk_size, offset), torch.arange(L, device=ids.device)
+        if L > self.config.max_seq_len:
+            raise ValueError(
+                f"{L} tokens are read, max_seq_len is {self.config.max_seq_len}: shorten the text "
+                "or train a longer model"
+            )
+        grid, position = (
+            chunk_grid(L, self.config.chunk_size, offset),
+            torch.arange(L, device=ids.device),
+        )
         readable = torch.ones(1, L, L, dtype=torch.bool, device=ids.device).tril()
         return self.look(ids, readable, 0, position < grid.start[..., None], grid, 0)
 
@@ -378,9 +481,16 @@ class ChunkTRM(ChunkReader):
         "The one chunk behind each context."
         c, context = self.config.chunk_size, context[:, -self.config.context_size :]
         B, P = context.shape
-        real = torch.ones_like(context, dtype=torch.bool) if self.config.pad_token_id is None else context != self.config.pad_token_id
+        real = (
+            torch.ones_like(context, dtype=torch.bool)
+            if self.config.pad_token_id is None
+            else context != self.config.pad_token_id
+        )
         readable = real[:, None] & torch.ones(P, P, dtype=torch.bool, device=context.device).tril()
-        grid, count = chunk_grid(c, c, torch.zeros(B, dtype=torch.int64, device=context.device)), real.sum(1)
+        grid, count = (
+            chunk_grid(c, c, torch.zeros(B, dtype=torch.int64, device=context.device)),
+            real.sum(1),
+        )
         return self.look(context, readable, count - P, real[:, None].expand(-1, c, -1), grid, count)
 
     def start(
@@ -397,7 +507,10 @@ class ChunkTRM(ChunkReader):
         scene: Scene,
     ) -> tuple[Tensor, Tensor]:  # both, one refinement later
         "Reason some passes, then write the draft anew."
-        for _ in range(self.config.n_recursions): reasoning = self.network(draft + reasoning + scene.place + scene.last, scene.seen, scene.rotary, scene.held)
+        for _ in range(self.config.n_recursions):
+            reasoning = self.network(
+                draft + reasoning + scene.place + scene.last, scene.seen, scene.rotary, scene.held
+            )
         return self.network(draft + reasoning + scene.place, scene.within, scene.rotary), reasoning
 
     def step(
@@ -408,7 +521,8 @@ class ChunkTRM(ChunkReader):
     ) -> tuple[Tensor, Tensor]:  # both, n_refinements later
         "All refinements, of which the last alone has a gradient."
         with torch.no_grad():
-            for _ in range(self.config.n_refinements - 1): draft, reasoning = self.refine(draft, reasoning, scene)
+            for _ in range(self.config.n_refinements - 1):
+                draft, reasoning = self.refine(draft, reasoning, scene)
         return self.refine(draft, reasoning, scene)
 
     def halt_logits(
@@ -417,7 +531,11 @@ class ChunkTRM(ChunkReader):
         mates: Tensor,  # [B, L, L] bool
     ) -> Tensor:  # [B, L], the same for all tokens of a chunk
         "How sure the halting head is that a chunk is right; ValueError where there is none."
-        if self.halt is None: raise ValueError("halting is False, so nothing says when to halt: build the model with ChunkTRMConfig(halting=True)")
+        if self.halt is None:
+            raise ValueError(
+                "halting is False, so nothing says when to halt: build the model with "
+                "ChunkTRMConfig(halting=True)"
+            )
         weights = mates.to(reasoning.dtype)
         return (weights @ self.halt(reasoning))[..., 0] / weights.sum(-1)
 
@@ -425,7 +543,8 @@ class ChunkTRM(ChunkReader):
         self,
         scene: Scene,
         num_steps: int | None = None,  # as the config says where None
-    ) -> Iterator[tuple[Tensor, Tensor]]:  # logits [B, L, V] and reasoning [B, L, D] after each step
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # logits [B, L, V] and reasoning [B, L, D] after each
+        # step
         "Refine step by step."
         state = self.start(scene)
         for _ in range(self.config.num_steps if num_steps is None else num_steps):
@@ -437,7 +556,8 @@ class ChunkTRM(ChunkReader):
         context: Tensor,  # [B, P] int64, rows may begin with pads; the last context_size are read
         length: int | None = None,  # tokens of the chunk that are wanted; all where None
         num_steps: int | None = None,  # at most; as the config says where None
-        halt_above: float | None = None,  # a row halts once its probability of being right exceeds this; never where None
+        halt_above: float | None = None,  # a row halts once its probability of being right exceeds
+            # this; never where None
     ) -> Tensor:  # [B, length, V]
         "Logits of the chunk behind a context."
         scene = self.look_at_context(context)
@@ -455,14 +575,19 @@ class ChunkTRM(ChunkReader):
         self,
         ids: Tensor,  # [B, L] int64 whole texts
     ) -> Tensor:  # [B, L, V]: of each token, from those before its chunk alone
-        "What a likelihood needs, in one call, with chunks counted from the first token; ValueError for pads in front of tokens."
+        """What a likelihood needs, in one call, with chunks counted from the first token;
+        ValueError for pads in front of tokens."""
         check_pads_behind(ids, self.config.pad_token_id)
-        for logits, _ in self.answers(self.look_at_canvas(ids, torch.zeros(len(ids), dtype=torch.int64, device=ids.device))): pass
+        for logits, _ in self.answers(
+            self.look_at_canvas(ids, torch.zeros(len(ids), dtype=torch.int64, device=ids.device))
+        ):
+            pass
         return logits
 
     def loss(
         self,
-        batch: Batch,  # ids [B, L]; column 0 of its noise says where chunks begin; its state is draft and reasoning of the step before
+        batch: Batch,  # ids [B, L]; column 0 of its noise says where chunks begin; its state is
+            # draft and reasoning of the step before
         halting_weight: float = 0.0,  # of the halting head's loss
     ) -> dict[str, Any]:  # "loss": scalar, nats per token; "state": draft and reasoning
         "One step: cross-entropy of all chunks, averaged over real tokens, and the halting head's."
@@ -471,10 +596,19 @@ class ChunkTRM(ChunkReader):
         before = self.start(scene) if batch.state is None else batch.state
         draft, reasoning = self.step(before[0], before[1], scene)
         logits = self.read_tokens(draft)
-        losses: dict[str, Any] = {"loss": real_cross_entropy(logits, batch.ids, pad), "state": (draft, reasoning)}
+        losses: dict[str, Any] = {
+            "loss": real_cross_entropy(logits, batch.ids, pad),
+            "state": (draft, reasoning),
+        }
         if self.halt is None or not halting_weight: return losses
         wrong = logits.argmax(-1) != batch.ids
         if pad is not None: wrong = wrong & (batch.ids != pad)
         right = ~(wrong[:, None] & scene.mates).any(-1)
-        halting = F.binary_cross_entropy_with_logits(self.halt_logits(reasoning, scene.mates), right.to(logits.dtype))
-        return losses | {"loss": losses["loss"] + halting_weight * halting, "token_loss": losses["loss"], "halting_loss": halting}
+        halting = F.binary_cross_entropy_with_logits(
+            self.halt_logits(reasoning, scene.mates), right.to(logits.dtype)
+        )
+        return losses | {
+            "loss": losses["loss"] + halting_weight * halting,
+            "token_loss": losses["loss"],
+            "halting_loss": halting,
+        }

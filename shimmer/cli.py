@@ -48,7 +48,11 @@ class Habits(NamedTuple):
     tokenizer: str  # kind, as `train_tokenizer` takes it
     max_seq_len: int  # positions of a canvas
 
-HABITS = {"tales": Habits("word", 72), "moses": Habits("selfies", 53), "tinyshakespeare": Habits("char", 256)}
+HABITS = {
+    "tales": Habits("word", 72),
+    "moses": Habits("selfies", 53),
+    "tinyshakespeare": Habits("char", 256),
+}
 OTHERWISE = Habits("unigram", 256)
 VOCAB_SIZE = 10_000  # ids of a learned vocabulary, where none is asked for
 
@@ -56,19 +60,29 @@ VOCAB_SIZE = 10_000  # ids of a learned vocabulary, where none is asked for
 @dataclass(kw_only=True)
 class Train:
     "Train a model on a corpus and keep it as a checkpoint."
-    model: str = "lira"  # kind of model: lira, which refines a canvas, imadarem, which writes all of it and mends it, gpt, which appends tokens, or chunk_trm, which appends chunks of refined tokens
-    preset: Literal["small"] | None = None  # a set of flags, each of which may still be given: small is a model of half a million parameters that learns some hundred kilobytes in minutes
-    dataset: Annotated[str, tyro.conf.arg(aliases=["--corpus"])] = "tales"  # tales, tinystories, tinyshakespeare, moses, a .txt, .jsonl or .parquet file, or a hub dataset
-    text_column: str = "text"  # column of a .jsonl or .parquet file, or of a hub dataset, that holds the texts
-    num_samples: int | None = None  # training texts read (characters, of one long text); all where None
-    tokenizer: Literal["auto", "word", "char", "selfies", "unigram", "bpe"] = "auto"  # auto: word for tales, char for tinyshakespeare, selfies for moses, unigram for the rest
+    # kind of model: lira, which refines a canvas, imadarem, which writes all of it and mends it,
+    # gpt, which appends tokens, or chunk_trm, which appends chunks of refined tokens
+    model: str = "lira"
+    # a set of flags, each of which may still be given: small is a model of half a million
+    # parameters that learns some hundred kilobytes in minutes
+    preset: Literal["small"] | None = None
+    # tales, tinystories, tinyshakespeare, moses, a .txt, .jsonl or .parquet file, or a hub dataset
+    dataset: Annotated[str, tyro.conf.arg(aliases=["--corpus"])] = "tales"
+    # column of a .jsonl or .parquet file, or of a hub dataset, that holds the texts
+    text_column: str = "text"
+    # training texts read (characters, of one long text); all where None
+    num_samples: int | None = None
+    # auto: word for tales, char for tinyshakespeare, selfies for moses, unigram for the rest
+    tokenizer: Literal["auto", "word", "char", "selfies", "unigram", "bpe"] = "auto"
     vocab_size: int | None = None  # ids of a unigram or bpe vocabulary; 10000 where None
-    max_seq_len: int | None = None  # positions of a canvas; 72 for tales, 53 for moses and 256 for the rest where None
+    # positions of a canvas; 72 for tales, 53 for moses and 256 for the rest where None
+    max_seq_len: int | None = None
 
     hidden_size: int = 256  # width of a position's latent
     num_layers: int = 2  # transformer layers, of lira's refine block or of the whole gpt
     num_heads: int = 8  # attention heads
-    num_refine_steps: int = 4  # lira: K, how often the refine block is applied; with --progressive from its second stage on
+    # lira: K, how often the refine block is applied; with --progressive from its second stage on
+    num_refine_steps: int = 4
     position_embedding: bool = False  # lira: add a learned vector for each position of the canvas
     qk_norm: bool = False  # normalise queries and keys
     tie_embeddings: bool = False  # lira: read tokens out with the embedding's own rows
@@ -78,24 +92,33 @@ class Train:
     loop_embedding: bool = False  # lira: tell the block which application it is
     carry_latent: bool = False  # lira: start from the latent of the call before
     max_refinement_steps: int = 6  # imadarem: K, calls of a generation at most
-    gate: bool = False  # imadarem: learn a gate, which says what to write again; an entropy threshold does where there is none
+    # imadarem: learn a gate, which says what to write again; an entropy threshold does where there
+    # is none
+    gate: bool = False
     chunk_size: int = 2  # chunk_trm: tokens predicted together
     n_refinements: int = 3  # chunk_trm: how often the draft is written anew in a step
     n_recursions: int = 6  # chunk_trm: passes over the reasoning state before each of them
-    supervision_steps: int = 4  # chunk_trm: steps on a batch, each with a loss and an update of its own
+    # chunk_trm: steps on a batch, each with a loss and an update of its own
+    supervision_steps: int = 4
     rotary: bool = False  # chunk_trm: rotary positions in place of learned ones
     dropout: float = 0.0  # share of activations dropped in training
 
-    progressive: bool = False  # lira: the four progressive stages, each on a quarter of the texts; without it one stage of variable masking on all
+    # lira: the four progressive stages, each on a quarter of the texts; without it one stage of
+    # variable masking on all
+    progressive: bool = False
     stage_epochs: int = 3  # passes over a stage's texts
-    mask_ratio: tuple[float, float] = (0.1, 1.0)  # lira, imadarem: least and greatest share of masked tokens, where masking varies
+    # lira, imadarem: least and greatest share of masked tokens, where masking varies
+    mask_ratio: tuple[float, float] = (0.1, 1.0)
     confidence_weight: float = 0.1  # lira: weight of the confidence loss, in the last stage
-    weighting: Literal["elbo", "mean_over_t"] = "elbo"  # lira: how masked losses are averaged; mean_over_t is the source text's
+    # lira: how masked losses are averaged; mean_over_t is the source text's
+    weighting: Literal["elbo", "mean_over_t"] = "elbo"
 
     batch_size: int = 64  # canvases in an update, over all processes
-    gradient_accumulation: Annotated[int, tyro.conf.arg(aliases=["--accumulation"])] = 1  # parts a batch is computed in
+    # parts a batch is computed in
+    gradient_accumulation: Annotated[int, tyro.conf.arg(aliases=["--accumulation"])] = 1
     lr: float = 2e-4  # AdamW's peak learning rate
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon on the matrices inside blocks, AdamW on the rest
+    # muon: Muon on the matrices inside blocks, AdamW on the rest
+    optimizer: Literal["adamw", "muon"] = "adamw"
     muon_lr: float = 0.005  # Muon's peak learning rate
     weight_decay: float = 0.01  # decay of the matrices
     warmup_steps: int = 100  # updates until the peak learning rate
@@ -107,7 +130,8 @@ class Train:
 
     device: Literal["cpu", "cuda", "mps"] | None = None  # the best there is where None
     gpu: int | None = None  # number of the CUDA device
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the matrix products; auto: bf16 where the device multiplies it natively, fp32 elsewhere
+    # of the matrix products; auto: bf16 where the device multiplies it natively, fp32 elsewhere
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     fp16: bool = False  # the same as --precision fp16
     compile: bool = False  # torch.compile the model's blocks
 
@@ -137,8 +161,13 @@ def lira(
 ) -> "LatentCanvasModel":  # untrained
     "A LIRA of the size that the options ask for."
     from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
-    ids = dict(vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_token_id, pad_token_id=tokenizer.pad_token_id)
-    return LatentCanvasModel(LatentCanvasConfig(**{**same_names(LatentCanvasConfig, options), **ids}))
+    ids = dict(
+        vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LatentCanvasModel(
+        LatentCanvasConfig(**{**same_names(LatentCanvasConfig, options), **ids})
+    )
 
 def imadarem(
     options: Train,
@@ -146,17 +175,26 @@ def imadarem(
 ) -> "ImplicitRefinementModel":  # untrained
     "An Imadarem of the size that the options ask for."
     from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel
-    settings = {**same_names(ImplicitRefinementConfig, options), "vocab_size": tokenizer.vocab_size, "use_refine_gate": options.gate}
-    del settings["ema_decay"]  # the trainer's, of the weights that are kept; the teacher's is the config's own
+    settings = {
+        **same_names(ImplicitRefinementConfig, options),
+        "vocab_size": tokenizer.vocab_size,
+        "use_refine_gate": options.gate,
+    }
+    # the trainer's, of the weights that are kept; the teacher's is the config's own
+    del settings["ema_decay"]
     return ImplicitRefinementModel(ImplicitRefinementConfig(**settings), tokenizer)
 
 def gpt(
     options: Train,
-    tokenizer: Any,  # the corpus's `Tokenizer`; its end token also stands before the first token, id 0 where it has none
+    tokenizer: Any,  # the corpus's `Tokenizer`; its end token also stands before the first token,
+        # id 0 where it has none
 ) -> "GPTModel":  # untrained
     "A GPT of the size that the options ask for."
     from shimmer.gpt import GPTConfig, GPTModel
-    ids = dict(vocab_size=tokenizer.vocab_size, bos_token_id=tokenizer.eos_token_id or 0, pad_token_id=tokenizer.pad_token_id)
+    ids = dict(
+        vocab_size=tokenizer.vocab_size, bos_token_id=tokenizer.eos_token_id or 0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return GPTModel(GPTConfig(**{**same_names(GPTConfig, options), **ids}))
 
 def chunk_trm(
@@ -165,19 +203,50 @@ def chunk_trm(
 ) -> "ChunkTRM":  # untrained; a canvas is a context and a chunk
     "A chunk-TRM of the size that the options ask for; ValueError for a canvas without a context."
     from shimmer.chunk_trm import ChunkTRM, ChunkTRMConfig
-    if options.max_seq_len <= options.chunk_size: raise ValueError(f"max_seq_len is {options.max_seq_len} and chunk_size {options.chunk_size}: a canvas is a context and a chunk, so make it longer than the chunk")
-    ids = dict(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_token_id, context_size=options.max_seq_len - options.chunk_size)
-    size = dict(embed_dim=options.hidden_size, n_layers=options.num_layers, n_heads=options.num_heads)
+    if options.max_seq_len <= options.chunk_size:
+        raise ValueError(
+            f"max_seq_len is {options.max_seq_len} and chunk_size {options.chunk_size}: a canvas "
+            "is a context and a chunk, so make it longer than the chunk"
+        )
+    ids = dict(
+        vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_token_id,
+        context_size=options.max_seq_len - options.chunk_size,
+    )
+    size = dict(
+        embed_dim=options.hidden_size, n_layers=options.num_layers, n_heads=options.num_heads
+    )
     return ChunkTRM(ChunkTRMConfig(**{**same_names(ChunkTRMConfig, options), **ids, **size}))
 
-MODELS: dict[str, Callable] = {"lira": lira, "imadarem": imadarem, "gpt": gpt, "chunk_trm": chunk_trm}
+MODELS: dict[str, Callable] = {
+    "lira": lira,
+    "imadarem": imadarem,
+    "gpt": gpt,
+    "chunk_trm": chunk_trm,
+}
 
 # %% ../nbs/17_cli.ipynb #b4e38743
-OF_LIRA = ("num_refine_steps", "position_embedding", "tie_embeddings", "num_prelude_layers", "num_coda_layers", "reinject", "loop_embedding", "carry_latent", "progressive", "confidence_weight", "weighting")
+OF_LIRA = (
+    "num_refine_steps",
+    "position_embedding",
+    "tie_embeddings",
+    "num_prelude_layers",
+    "num_coda_layers",
+    "reinject",
+    "loop_embedding",
+    "carry_latent",
+    "progressive",
+    "confidence_weight",
+    "weighting",
+)
 OF_IMADAREM = ("max_refinement_steps", "gate")
 OF_MASKS = ("mask_ratio", "validation_draws")
 OF_CHUNK_TRM = ("chunk_size", "n_refinements", "n_recursions", "supervision_steps", "rotary")
-NO_USE = {"lira": OF_IMADAREM + OF_CHUNK_TRM, "imadarem": OF_LIRA + OF_CHUNK_TRM, "gpt": OF_LIRA + OF_IMADAREM + OF_MASKS + OF_CHUNK_TRM, "chunk_trm": OF_LIRA + OF_IMADAREM + OF_MASKS + ("qk_norm", "compile")}
+NO_USE = {
+    "lira": OF_IMADAREM + OF_CHUNK_TRM,
+    "imadarem": OF_LIRA + OF_CHUNK_TRM,
+    "gpt": OF_LIRA + OF_IMADAREM + OF_MASKS + OF_CHUNK_TRM,
+    "chunk_trm": OF_LIRA + OF_IMADAREM + OF_MASKS + ("qk_norm", "compile"),
+}
 
 def refuse_unused(
     options: Any,  # a dataclass's instance
@@ -185,15 +254,24 @@ def refuse_unused(
     who: str,  # for the message, such as "a gpt"
 ) -> None:
     "ValueError where an option that would do nothing differs from its default."
-    if unused := [f"--{f.name}" for f in fields(options) if f.name in names and getattr(options, f.name) != f.default]:
-        raise ValueError(f"{' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} set, and {who} has no use for {'it' if len(unused) == 1 else 'them'}: leave {'it' if len(unused) == 1 else 'them'} out")
+    if unused := [
+        f"--{f.name}"
+        for f in fields(options)
+        if f.name in names and getattr(options, f.name) != f.default
+    ]:
+        raise ValueError(
+            f"{' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} set, and {who} has no "
+            f"use for {'it' if len(unused) == 1 else 'them'}: leave "
+            f"{'it' if len(unused) == 1 else 'them'} out"
+        )
 
 # %% ../nbs/17_cli.ipynb #2335bd59
 def build_model(
     options: Train,  # `max_seq_len` decided
     tokenizer: Any,
 ) -> "PretrainedModel":  # its weights are a function of the seed
-    "The untrained model; ValueError for a kind that isn't in `MODELS` and for a shape that can't be."
+    """The untrained model; ValueError for a kind that isn't in `MODELS` and for a shape that can't
+    be."""
     import torch
     torch.manual_seed(options.seed)
     return MODELS[options.model](options, tokenizer)
@@ -205,26 +283,53 @@ def stages_of(
     "The stages that the options ask for; ValueError for numbers that a `Stage` refuses."
     from shimmer.objectives import MaskedLM
     from shimmer.training import PROGRESSIVE, Stage
-    if "mask_ratio" in NO_USE.get(options.model, ()): return (Stage("next token", epochs=options.stage_epochs, data_fraction=1.0),)
+    if "mask_ratio" in NO_USE.get(options.model, ()):
+        return (Stage("next token", epochs=options.stage_epochs, data_fraction=1.0),)
     if options.model == "imadarem":
         from shimmer.imadarem import RefinementLM
-        return (Stage("variable masking", RefinementLM(options.mask_ratio), options.stage_epochs, 1.0),)
-    stages = PROGRESSIVE if options.progressive else (Stage("variable masking", MaskedLM(), data_fraction=1.0),)
-    varied = [replace(stage.objective, weighting=options.weighting, mask_ratio=options.mask_ratio if len(set(stage.objective.mask_ratio)) > 1 else stage.objective.mask_ratio) for stage in stages]
+        return (
+            Stage("variable masking", RefinementLM(options.mask_ratio), options.stage_epochs, 1.0),
+        )
+    stages = (
+        PROGRESSIVE
+        if options.progressive
+        else (Stage("variable masking", MaskedLM(), data_fraction=1.0),)
+    )
+    varied = [
+        replace(
+            stage.objective,
+            weighting=options.weighting,
+            mask_ratio=options.mask_ratio
+            if len(set(stage.objective.mask_ratio)) > 1
+            else stage.objective.mask_ratio,
+        )
+        for stage in stages
+    ]
     varied[-1] = replace(varied[-1], confidence_weight=options.confidence_weight)
-    return tuple(replace(stage, objective=objective, epochs=options.stage_epochs) for stage, objective in zip(stages, varied))
+    return tuple(
+        replace(stage, objective=objective, epochs=options.stage_epochs)
+        for stage, objective in zip(stages, varied)
+    )
 
 # %% ../nbs/17_cli.ipynb #27ab70ba
 def train_config(
     options: Train,
     directory: Path,  # the checkpoint
 ) -> "TrainConfig":
-    "How to train, as `fit` takes it; ValueError for a device or precision that this machine doesn't have."
+    """How to train, as `fit` takes it; ValueError for a device or precision that this machine
+    doesn't have."""
     from shimmer.devices import pick_device
     from shimmer.training import TrainConfig, make_accelerator
     precision = "fp16" if options.fp16 else options.precision
-    config = TrainConfig(**{**same_names(TrainConfig, options), "device": pick_device(options.device, options.gpu), "precision": precision,
-                            "checkpoint_dir": str(directory), "progress": options.progress and sys.stderr.isatty()})
+    config = TrainConfig(
+        **{
+            **same_names(TrainConfig, options),
+            "device": pick_device(options.device, options.gpu),
+            "precision": precision,
+            "checkpoint_dir": str(directory),
+            "progress": options.progress and sys.stderr.isatty(),
+        }
+    )
     make_accelerator(config)
     return config
 
@@ -236,20 +341,47 @@ def check_place(
 ) -> None:
     "Refuse a place that can't or must not be written to: OSError or ValueError."
     above = next((place for place in directory.absolute().parents if place.exists()), directory)
-    if not above.is_dir(): raise NotADirectoryError(f"{directory} can't be made, since {above} is a file: give another --checkpoint_name or --checkpoint_dir")
-    if not os.access(above, os.W_OK): raise PermissionError(f"{directory} can't be written, since the folder {above} is read-only: give another --checkpoint_dir, or mend the access rights")
-    if (directory.parent / "model.safetensors").is_file(): raise ValueError(f"{directory} lies in a checkpoint, and checkpoints are replaced as a whole: give another --checkpoint_dir")
+    if not above.is_dir():
+        raise NotADirectoryError(
+            f"{directory} can't be made, since {above} is a file: give another --checkpoint_name "
+            "or --checkpoint_dir"
+        )
+    if not os.access(above, os.W_OK):
+        raise PermissionError(
+            f"{directory} can't be written, since the folder {above} is read-only: give another "
+            "--checkpoint_dir, or mend the access rights"
+        )
+    if (directory.parent / "model.safetensors").is_file():
+        raise ValueError(
+            f"{directory} lies in a checkpoint, and checkpoints are replaced as a whole: give "
+            "another --checkpoint_dir"
+        )
     if not directory.exists(): return
-    if not (directory / "config.json").is_file(): raise ValueError(f"{directory} exists and is no checkpoint, so it is left alone: give another --checkpoint_name or --checkpoint_dir")
-    if resume and not (directory / "training_state").is_dir(): raise ValueError(f"{directory} has no training_state, so training can't go on from it: train into another --checkpoint_name")
-    if not (resume or overwrite): raise FileExistsError(f"the checkpoint {directory} exists: --resume it, --overwrite it, or give another --checkpoint_name")
+    if not (directory / "config.json").is_file():
+        raise ValueError(
+            f"{directory} exists and is no checkpoint, so it is left alone: give another "
+            "--checkpoint_name or --checkpoint_dir"
+        )
+    if resume and not (directory / "training_state").is_dir():
+        raise ValueError(
+            f"{directory} has no training_state, so training can't go on from it: train into "
+            "another --checkpoint_name"
+        )
+    if not (resume or overwrite):
+        raise FileExistsError(
+            f"the checkpoint {directory} exists: --resume it, --overwrite it, or give another "
+            "--checkpoint_name"
+        )
 
 def read_json(
     path: Path,
 ) -> dict:
     "A JSON file of a checkpoint; ValueError where it is damaged."
     try: return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error: raise ValueError(f"{path} is damaged ({error}): copy the checkpoint again, or train another") from None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): copy the checkpoint again, or train another"
+        ) from None
 
 def check_same_model(
     model: "PretrainedModel",  # as the options make it
@@ -257,9 +389,15 @@ def check_same_model(
 ) -> None:
     "Refuse to resume another model: ValueError names what differs."
     kept, asked = read_json(directory / "config.json"), json.loads(json.dumps(asdict(model.config)))
-    if differing := [f"{name} ({kept.get(name)} there, {asked.get(name)} here)" for name in sorted(kept.keys() | asked.keys())
-                     if kept.get(name) != asked.get(name)]:
-        raise ValueError(f"{directory} holds another model, by its {', '.join(differing)}: resume it with the flags it was begun with")
+    if differing := [
+        f"{name} ({kept.get(name)} there, {asked.get(name)} here)"
+        for name in sorted(kept.keys() | asked.keys())
+        if kept.get(name) != asked.get(name)
+    ]:
+        raise ValueError(
+            f"{directory} holds another model, by its {', '.join(differing)}: resume it with the "
+            "flags it was begun with"
+        )
 
 # %% ../nbs/17_cli.ipynb #429cd2a8
 FLAGS = "flags.json"
@@ -268,14 +406,24 @@ def prepare(
     options: Train,
     resumed: Path | None = None,  # the checkpoint to go on from
 ) -> tuple[Train, "PretrainedModel", "EncodedCorpus"]:  # the options with `max_seq_len` decided
-    "The untrained model and its canvases; ValueError or FileNotFoundError where options, corpus and checkpoint don't fit together."
+    """The untrained model and its canvases; ValueError or FileNotFoundError where options, corpus
+    and checkpoint don't fit together."""
     from shimmer.corpora import load_corpus
     from shimmer.tokenizers import encode_corpus, load_tokenizer, train_tokenizer
     habits = HABITS.get(options.dataset, OTHERWISE)
-    options = replace(options, max_seq_len=habits.max_seq_len if options.max_seq_len is None else options.max_seq_len)
+    options = replace(
+        options,
+        max_seq_len=habits.max_seq_len if options.max_seq_len is None else options.max_seq_len,
+    )
     kind = habits.tokenizer if options.tokenizer == "auto" else options.tokenizer
-    size = VOCAB_SIZE if options.vocab_size is None and kind in ("unigram", "bpe") else options.vocab_size
-    corpus = load_corpus(options.dataset, limit=options.num_samples, text_column=options.text_column)
+    size = (
+        VOCAB_SIZE
+        if options.vocab_size is None and kind in ("unigram", "bpe")
+        else options.vocab_size
+    )
+    corpus = load_corpus(
+        options.dataset, limit=options.num_samples, text_column=options.text_column
+    )
     tokenizer = load_tokenizer(resumed) if resumed else train_tokenizer(corpus, kind, size)
     model = build_model(options, tokenizer)
     if resumed: check_same_model(model, resumed)
@@ -289,9 +437,15 @@ def train(
     from shimmer.checkpoints import restore_checkpoint
     from shimmer.devices import resolve_precision
     from shimmer.training import fit
-    if options.model not in MODELS: raise ValueError(f"model {options.model!r} is unknown: choose {', '.join([*MODELS][:-1])} or {[*MODELS][-1]}")
+    if options.model not in MODELS:
+        raise ValueError(
+            f"model {options.model!r} is unknown: choose {', '.join([*MODELS][:-1])} or "
+            f"{[*MODELS][-1]}"
+        )
     refuse_unused(options, NO_USE.get(options.model, ()), f"a {options.model}")
-    directory = Path(options.checkpoint_dir) / (options.checkpoint_name or f"{options.model}_{Path(options.dataset).stem}")
+    directory = Path(options.checkpoint_dir) / (
+        options.checkpoint_name or f"{options.model}_{Path(options.dataset).stem}"
+    )
     is_main = os.environ.get("RANK", "0") == "0"  # one process of several writes and prints
     if is_main: restore_checkpoint(directory)
     check_place(directory, options.resume, options.overwrite)
@@ -299,17 +453,34 @@ def train(
     resuming = options.resume and directory.exists()
     options, model, encoded = prepare(options, directory if resuming else None)
     if is_main:
-        print(f"corpus      {options.dataset}: {len(encoded.train):,} canvases of {options.max_seq_len} to train on, {len(encoded.valid):,} to validate")
+        print(
+            f"corpus      {options.dataset}: {len(encoded.train):,} canvases of "
+            f"{options.max_seq_len} to train on, {len(encoded.valid):,} to validate"
+        )
         print(f"tokenizer   {encoded.tokenizer.kind}, {encoded.tokenizer.vocab_size:,} ids")
-        print(f"model       {options.model}, {sum(p.numel() for p in model.parameters()):,} parameters, on {config.device} in {resolve_precision(config.precision, config.device)}", flush=True)
+        print(
+            f"model       {options.model}, {sum(p.numel() for p in model.parameters()):,} "
+            f"parameters, on {config.device} in "
+            f"{resolve_precision(config.precision, config.device)}",
+            flush=True,
+        )
 
     began = time.time()
-    try: result = fit(model, encoded, stages, config, resume=options.resume, overwrite=options.overwrite)
+    try:
+        result = fit(
+            model, encoded, stages, config, resume=options.resume, overwrite=options.overwrite
+        )
     except KeyboardInterrupt:
         state = directory / "training_state" / "progress.json"
         if not state.exists() or not resuming and state.stat().st_mtime < began:
-            raise KeyboardInterrupt(f"interrupted before the first checkpoint, which is due after {config.checkpoint_every} steps (--checkpoint_every): nothing was written") from None
-        raise KeyboardInterrupt(f"interrupted; {directory} holds the run up to step {read_json(state)['step']}: to go on, repeat the command with --resume in place of any --overwrite") from None
+            raise KeyboardInterrupt(
+                "interrupted before the first checkpoint, which is due after "
+                f"{config.checkpoint_every} steps (--checkpoint_every): nothing was written"
+            ) from None
+        raise KeyboardInterrupt(
+            f"interrupted; {directory} holds the run up to step {read_json(state)['step']}: to go "
+            "on, repeat the command with --resume in place of any --overwrite"
+        ) from None
     if is_main: report_training(options, result, encoded, directory)
 
 # %% ../nbs/17_cli.ipynb #05950e33
@@ -326,37 +497,59 @@ def report_training(
     from shimmer.models import CausalLM
     from shimmer.tales import Tales
     validations = [row for row in result.log if "valid_nats" in row]
-    kept = min(validations, key=lambda row: row["valid_nats"]) if options.keep_best else validations[-1]
+    kept = (
+        min(validations, key=lambda row: row["valid_nats"])
+        if options.keep_best
+        else validations[-1]
+    )
     texts = scored_bytes(encoded.valid[: options.validation_texts], encoded.tokenizer)
     entropy = Tales().entropy() if options.dataset == "tales" else None
-    with atomic_write(directory / FLAGS) as new: new.write_text(json.dumps(asdict(options), indent=1) + "\n")
+    with atomic_write(directory / FLAGS) as new:
+        new.write_text(json.dumps(asdict(options), indent=1) + "\n")
     curve = learning_curve(result.log, entropy=entropy)
     curve.axes[0].set_xlim(left=0)
     with atomic_write(directory / "learning_curve.png") as new: curve.savefig(new, dpi=100)
     print(f"trained     {result.steps:,} steps in {result.seconds:,.0f} s")
-    print(f"validation  {'exactly' if isinstance(result.model, CausalLM) else 'at most'} {kept['valid_nats']:.2f} ± {kept['valid_standard_error']:.2f} nats a canvas, {kept['valid_nats_per_token']:.3f} a position, "
-          f"{bits_per_byte(kept['valid_nats'] * len(texts), texts):.3f} bits per byte" + (f"; entropy {entropy:.2f} nats a tale" if entropy else "") + (f"; of step {kept['step']:,}" if options.keep_best else ""))
+    print(
+        f"validation  {'exactly' if isinstance(result.model, CausalLM) else 'at most'} "
+        f"{kept['valid_nats']:.2f} ± {kept['valid_standard_error']:.2f} nats a canvas, "
+        f"{kept['valid_nats_per_token']:.3f} a position, "
+        f"{bits_per_byte(kept['valid_nats'] * len(texts), texts):.3f} bits per byte"
+        + (f"; entropy {entropy:.2f} nats a tale" if entropy else "")
+        + (f"; of step {kept['step']:,}" if options.keep_best else "")
+    )
     print(f"checkpoint  {directory}\ncurve       {directory / 'learning_curve.png'}")
 
 # %% ../nbs/17_cli.ipynb #9c756caf
 @dataclass(kw_only=True)
 class Sampling:
     "How texts are written."
-    checkpoint: str = "tales"  # directory that `shimmer train` wrote, or a trained canvas that comes with shimmer
+    # directory that `shimmer train` wrote, or a trained canvas that comes with shimmer
+    checkpoint: str = "tales"
     prompt: str = ""  # how each text begins
-    infill: str | None = None  # canvas models: a text with blanks in place of a prompt: ___ is one token, [MASK:5] is five
+    # canvas models: a text with blanks in place of a prompt: ___ is one token, [MASK:5] is five
+    infill: str | None = None
     num_samples: int = 1  # how many texts
-    gen_length: int | None = None  # tokens written behind the prompt; up to the end of the canvas where None
-    sampler: Literal["auto", "topk", "remask", "mend"] = "auto"  # canvas models; topk: a schedule writes the best positions; remask: thresholds write and take back; mend, of an imadarem: all at once, then again what is uncertain; auto: mend where the model can, else topk
-    num_steps: int | None = None  # canvas models: network calls; where None one a token, for remask two at most, for mend the model's max_refinement_steps
+    # tokens written behind the prompt; up to the end of the canvas where None
+    gen_length: int | None = None
+    # canvas models; topk: a schedule writes the best positions; remask: thresholds write and take
+    # back; mend, of an imadarem: all at once, then again what is uncertain; auto: mend where the
+    # model can, else topk
+    sampler: Literal["auto", "topk", "remask", "mend"] = "auto"
+    # canvas models: network calls; where None one a token, for remask two at most, for mend the
+    # model's max_refinement_steps
+    num_steps: int | None = None
     temperature: float = 0.8  # of the drawn tokens; 0 takes the likeliest
-    order: Literal["max_prob", "margin", "entropy", "random", "left_to_right"] = "max_prob"  # canvas models: which positions topk writes first
-    schedule: Literal["linear", "cosine"] = "linear"  # canvas models: how many positions topk writes in each call
+    # canvas models: which positions topk writes first
+    order: Literal["max_prob", "margin", "entropy", "random", "left_to_right"] = "max_prob"
+    # canvas models: how many positions topk writes in each call
+    schedule: Literal["linear", "cosine"] = "linear"
     threshold: float = 0.7  # canvas models: remask writes above this confidence
     remask_threshold: float = 0.3  # canvas models: remask takes back below this confidence
     num_refine_steps: int | None = None  # canvas models: K; as trained where None
     top_k: int | None = None  # gpt: draw from the k likeliest tokens
-    top_p: float | None = None  # gpt: draw from the likeliest tokens that together reach this probability
+    # gpt: draw from the likeliest tokens that together reach this probability
+    top_p: float | None = None
     seed: int = 0  # text i is drawn with seed + i
     device: Literal["cpu", "cuda", "mps"] | None = None  # the best there is where None
     gpu: int | None = None  # number of the CUDA device
@@ -364,13 +557,16 @@ class Sampling:
 def load(
     options: Any,  # has checkpoint, device, gpu, num_refine_steps, seed
 ) -> tuple["PretrainedModel", "Tokenizer"]:
-    "The model of a checkpoint on its device, and its tokenizer; raises what `load_checkpoint` raises."
+    """The model of a checkpoint on its device, and its tokenizer; raises what `load_checkpoint`
+    raises."""
     from shimmer.checkpoints import load_checkpoint
     from shimmer.devices import pick_device
-    if not 0 <= options.seed < 2**32: raise ValueError(f"seed is {options.seed}: give a whole number from 0 to {2**32 - 1}")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"seed is {options.seed}: give a whole number from 0 to {2**32 - 1}")
     device = pick_device(options.device, options.gpu)
     model, tokenizer = load_checkpoint(options.checkpoint)
-    if options.num_refine_steps is not None and hasattr(model.config, "num_refine_steps"): model.config = replace(model.config, num_refine_steps=options.num_refine_steps)
+    if options.num_refine_steps is not None and hasattr(model.config, "num_refine_steps"):
+        model.config = replace(model.config, num_refine_steps=options.num_refine_steps)
     return model.to(device), tokenizer
 
 # %% ../nbs/17_cli.ipynb #96fb714c
@@ -391,16 +587,27 @@ def blanks(
     "Encode a text with blanks; ValueError where it has none, or one of no tokens."
     ids, start = [], 0
     for blank in re.finditer(BLANK, text):
-        if blank[1] and int(blank[1]) == 0: raise ValueError(f"{blank[0]} in infill is a blank of no tokens: give it at least 1")
+        if blank[1] and int(blank[1]) == 0:
+            raise ValueError(f"{blank[0]} in infill is a blank of no tokens: give it at least 1")
         before = text[start : blank.start()]
-        ids += encode(before if tokenizer.kind == "char" else before.removesuffix(" "), tokenizer) + [tokenizer.mask_token_id] * int(blank[1] or 1)
+        ids += encode(
+            before if tokenizer.kind == "char" else before.removesuffix(" "), tokenizer
+        ) + [tokenizer.mask_token_id] * int(blank[1] or 1)
         start = blank.end()
-    if not start: raise ValueError(f"infill {text!r} has no blank: write ___ where one token is to be found, or [MASK:5] for five")
+    if not start:
+        raise ValueError(
+            f"infill {text!r} has no blank: write ___ where one token is to be found, or [MASK:5] "
+            "for five"
+        )
     return ids + encode(text[start:], tokenizer)
 
 # %% ../nbs/17_cli.ipynb #5f0faa1c
-MOST_TEXTS = 100_000  # texts of one command: text i is drawn with seed + i, so that more can be written by several
-NO_TEXTS = "num_samples is {}: give 1 to 100,000 texts; text i is drawn with seed + i, so more can be written by several commands"
+MOST_TEXTS = 100_000  # texts of one command: text i is drawn with seed + i, so that more can be
+    # written by several
+NO_TEXTS = (
+    "num_samples is {}: give 1 to 100,000 texts; text i is drawn with seed + i, so more can be "
+    "written by several commands"
+)
 
 def canvas_of(
     model: "PretrainedModel",
@@ -410,17 +617,42 @@ def canvas_of(
     "The canvas to start from; ValueError for a prompt, a text or a length that doesn't fit."
     import torch
     from shimmer.samplers import make_canvas
-    if not 1 <= options.num_samples <= MOST_TEXTS: raise ValueError(NO_TEXTS.format(options.num_samples))
-    if options.infill is None: return make_canvas(model, [encode(options.prompt, tokenizer)] * options.num_samples, options.gen_length)
-    if options.prompt: raise ValueError("prompt and infill are both given: put the prompt into the text with the blanks")
+    if not 1 <= options.num_samples <= MOST_TEXTS:
+        raise ValueError(NO_TEXTS.format(options.num_samples))
+    if options.infill is None:
+        return make_canvas(
+            model, [encode(options.prompt, tokenizer)] * options.num_samples, options.gen_length
+        )
+    if options.prompt:
+        raise ValueError(
+            "prompt and infill are both given: put the prompt into the text with the blanks"
+        )
     ids, room = blanks(options.infill, tokenizer), model.config.max_seq_len
-    if len(ids) + (options.gen_length or 0) > room: raise ValueError(f"the text has {len(ids)} tokens and gen_length is {options.gen_length or 0}, the canvas holds {room}: shorten the text or its blanks")
-    if options.gen_length is not None: ids = make_canvas(model, [ids], options.gen_length)[0].tolist()
+    if len(ids) + (options.gen_length or 0) > room:
+        raise ValueError(
+            f"the text has {len(ids)} tokens and gen_length is {options.gen_length or 0}, the "
+            f"canvas holds {room}: shorten the text or its blanks"
+        )
+    if options.gen_length is not None:
+        ids = make_canvas(model, [ids], options.gen_length)[0].tolist()
     elif tokenizer.eos_token_id is not None: ids += [tokenizer.eos_token_id] * (room - len(ids))
     return torch.tensor([ids] * options.num_samples)
 
 # %% ../nbs/17_cli.ipynb #8bd85a27
-WRITING_NO_USE = {True: ("infill", "sampler", "num_steps", "order", "schedule", "threshold", "remask_threshold", "num_refine_steps"), False: ("top_k", "top_p")}  # by whether a model reads in order
+# by whether a model reads in order
+WRITING_NO_USE = {
+    True: (
+        "infill",
+        "sampler",
+        "num_steps",
+        "order",
+        "schedule",
+        "threshold",
+        "remask_threshold",
+        "num_refine_steps",
+    ),
+    False: ("top_k", "top_p"),
+}
 
 def write_in_order(
     model: "PretrainedModel",  # a GPT
@@ -429,9 +661,13 @@ def write_in_order(
 ) -> "Trajectory":
     "Write the texts that the options ask for, token by token from left to right."
     from shimmer.samplers import generate_left_to_right
-    if not 1 <= options.num_samples <= MOST_TEXTS: raise ValueError(NO_TEXTS.format(options.num_samples))
-    return generate_left_to_right(model, [encode(options.prompt, tokenizer)] * options.num_samples, options.gen_length, options.temperature, options.seed,
-                                  options.top_k, options.top_p, tokenizer.eos_token_id, tokenizer.mask_token_id)
+    if not 1 <= options.num_samples <= MOST_TEXTS:
+        raise ValueError(NO_TEXTS.format(options.num_samples))
+    return generate_left_to_right(
+        model, [encode(options.prompt, tokenizer)] * options.num_samples, options.gen_length,
+        options.temperature, options.seed, options.top_k, options.top_p, tokenizer.eos_token_id,
+        tokenizer.mask_token_id,
+    )
 
 def write(
     model: "PretrainedModel",
@@ -442,17 +678,37 @@ def write(
     from shimmer.models import CausalLM, default_policy, revises
     from shimmer.policies import ThresholdRemasking, TopK
     from shimmer.samplers import refine
-    refuse_unused(options, WRITING_NO_USE[isinstance(model, CausalLM)], f"a {model.config.model_type}")
+    refuse_unused(
+        options, WRITING_NO_USE[isinstance(model, CausalLM)], f"a {model.config.model_type}"
+    )
     if isinstance(model, CausalLM): return write_in_order(model, tokenizer, options)
     canvas = canvas_of(model, tokenizer, options)
     num_open = int((canvas == tokenizer.mask_token_id).sum(1).max())
-    sampler = ("mend" if revises(model) else "topk") if options.sampler == "auto" else options.sampler
+    sampler = (
+        ("mend" if revises(model) else "topk") if options.sampler == "auto" else options.sampler
+    )
     if sampler == "mend":
-        if not revises(model): raise ValueError(f"sampler is mend, and a {model.config.model_type} has no policy of its own for it: choose topk or remask, or take an imadarem")
-        refuse_unused(options, ("order", "schedule", "threshold", "remask_threshold"), "a model that mends")
+        if not revises(model):
+            raise ValueError(
+                f"sampler is mend, and a {model.config.model_type} has no policy of its own for "
+                "it: choose topk or remask, or take an imadarem"
+            )
+        refuse_unused(
+            options, ("order", "schedule", "threshold", "remask_threshold"), "a model that mends"
+        )
         policy, steps = default_policy(model), model.config.max_refinement_steps
-    else: policy, steps = {"topk": (TopK(options.schedule, options.order), num_open), "remask": (ThresholdRemasking(options.threshold, options.remask_threshold), 2 * num_open)}[sampler]
-    return refine(model, canvas, policy, steps if options.num_steps is None else options.num_steps, options.temperature, options.seed, eos_token_id=tokenizer.eos_token_id)
+    else:
+        policy, steps = {
+            "topk": (TopK(options.schedule, options.order), num_open),
+            "remask": (
+                ThresholdRemasking(options.threshold, options.remask_threshold),
+                2 * num_open,
+            ),
+        }[sampler]
+    return refine(
+        model, canvas, policy, steps if options.num_steps is None else options.num_steps,
+        options.temperature, options.seed, eos_token_id=tokenizer.eos_token_id,
+    )
 
 # %% ../nbs/17_cli.ipynb #f025d4db
 @dataclass(kw_only=True)
@@ -466,18 +722,23 @@ def generate(
     "`shimmer generate`."
     from shimmer.trajectories import trajectory_table
     from shimmer.evaluation import rows_at_once
-    if not 1 <= options.num_samples <= MOST_TEXTS: raise ValueError(NO_TEXTS.format(options.num_samples))
+    if not 1 <= options.num_samples <= MOST_TEXTS:
+        raise ValueError(NO_TEXTS.format(options.num_samples))
     model, tokenizer = load(options)
     at_once = rows_at_once(model)
     for start in range(0, options.num_samples, at_once):
-        some = replace(options, num_samples=min(at_once, options.num_samples - start), seed=options.seed + start)
+        some = replace(
+            options, num_samples=min(at_once, options.num_samples - start),
+            seed=options.seed + start,
+        )
         trajectory = write(model, tokenizer, some)
         for row, text in enumerate(trajectory.texts(tokenizer)):
             if options.show: terminal().print(trajectory_table(trajectory, tokenizer, row))
             print(text, end="\n\n" if start + row + 1 < options.num_samples else "\n")
 
 def terminal() -> Console:
-    "Where tables are printed: 100 columns where it is no terminal, such as in a file or a notebook."
+    """Where tables are printed: 100 columns where it is no terminal, such as in a file or a
+    notebook."""
     return Console(force_jupyter=False, width=None if sys.stdout.isatty() else 100)
 
 # %% ../nbs/17_cli.ipynb #5b5aa298
@@ -490,7 +751,11 @@ def atomic_write(
         with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
             yield Path(folder) / path.name
             os.replace(Path(folder) / path.name, path)
-    except OSError as error: raise OSError(f"{path} could not be written ({error.strerror or error}): make room or mend the access rights") from error
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error.strerror or error}): make room or mend the "
+            "access rights"
+        ) from error
 
 # %% ../nbs/17_cli.ipynb #3f236e44
 @dataclass(kw_only=True)
@@ -507,9 +772,17 @@ def new_file(
 ) -> Path:
     "A file that may be written; ValueError, FileNotFoundError or FileExistsError where it may not."
     file = Path(path)
-    if file.suffix.lower() not in endings: raise ValueError(f"output {path!r} ends in {file.suffix!r}: it must end in {' or '.join(endings)}, which says what is written")
-    if not file.parent.is_dir(): raise FileNotFoundError(f"output {path!r}: the folder {file.parent} does not exist: make it first")
-    if file.is_dir() or file.exists() and not overwrite: raise FileExistsError(f"output {path!r} exists: give another name, or --overwrite it")
+    if file.suffix.lower() not in endings:
+        raise ValueError(
+            f"output {path!r} ends in {file.suffix!r}: it must end in {' or '.join(endings)}, "
+            "which says what is written"
+        )
+    if not file.parent.is_dir():
+        raise FileNotFoundError(
+            f"output {path!r}: the folder {file.parent} does not exist: make it first"
+        )
+    if file.is_dir() or file.exists() and not overwrite:
+        raise FileExistsError(f"output {path!r} exists: give another name, or --overwrite it")
     return file
 
 def animate(
@@ -517,9 +790,13 @@ def animate(
 ) -> None:
     "`shimmer animate`."
     from shimmer import trajectories
-    writers = {".html": lambda t, tok, path: trajectories.save_player(t, tok, path, options.row),
-               ".gif": lambda t, tok, path: trajectories.save_gif(t, tok, path, options.row),
-               ".png": lambda t, tok, path: trajectories.trajectory_strip(t, tok, options.row).savefig(path, dpi=150)}
+    writers = {
+        ".html": lambda t, tok, path: trajectories.save_player(t, tok, path, options.row),
+        ".gif": lambda t, tok, path: trajectories.save_gif(t, tok, path, options.row),
+        ".png": lambda t, tok, path: trajectories.trajectory_strip(t, tok, options.row).savefig(
+            path, dpi=150
+        ),
+    }
     path = new_file(options.output, options.overwrite, tuple(writers))
     model, tokenizer = load(options)
     trajectory = write(model, tokenizer, options)
@@ -529,16 +806,25 @@ def animate(
 # %% ../nbs/17_cli.ipynb #d4c4f58b
 @dataclass(kw_only=True)
 class Evaluate:
-    "Measure checkpoints: likelihood, confidence, what they write, and on tales whether that is right, on moses what molecules it is."
-    checkpoint: list[str]  # directories that `shimmer train` wrote, or canvases that come with shimmer; the others are compared with the first
-    dataset: Annotated[str | None, tyro.conf.arg(aliases=["--corpus"])] = None  # corpus whose validation texts are scored; the one the first checkpoint was trained on where None
+    """Measure checkpoints: likelihood, confidence, what they write, and on tales whether that is
+    right, on moses what molecules it is."""
+    # directories that `shimmer train` wrote, or canvases that come with shimmer; the others are
+    # compared with the first
+    checkpoint: list[str]
+    # corpus whose validation texts are scored; the one the first checkpoint was trained on where
+    # None
+    dataset: Annotated[str | None, tyro.conf.arg(aliases=["--corpus"])] = None
     full: bool = False  # score every validation text, and DUEL also at 2 and 4 tokens a call
     num_texts: int = 128  # validation canvases scored
-    num_ordered: int = 16  # of these, the ones also scored left to right and by DUEL, at a network call for every token
+    # of these, the ones also scored left to right and by DUEL, at a network call for every token
+    num_ordered: int = 16
     draws: int = 16  # canvas models: masks drawn for each canvas
-    num_written: Annotated[int, tyro.conf.arg(aliases=["--num_tales"])] = 32  # texts written and counted; on tales also checked, on moses also read as molecules
+    # texts written and counted; on tales also checked, on moses also read as molecules
+    num_written: Annotated[int, tyro.conf.arg(aliases=["--num_tales"])] = 32
     temperature: float = 1.0  # of the written texts
-    order: Literal["max_prob", "margin", "entropy", "random", "left_to_right"] = "max_prob"  # canvas models: in which their positions are written; of no use where they have a policy of their own
+    # canvas models: in which their positions are written; of no use where they have a policy of
+    # their own
+    order: Literal["max_prob", "margin", "entropy", "random", "left_to_right"] = "max_prob"
     num_refine_steps: int | None = None  # canvas models: K; as trained where None
     seed: int = 0  # of masks and texts
     output: str | None = None  # .json file for the figures
@@ -550,15 +836,22 @@ class Evaluate:
 def corpus_of(
     options: Evaluate,
 ) -> tuple[str, "Corpus"]:
-    "The corpus to measure on and its name; ValueError where neither the options nor the first checkpoint say which."
+    """The corpus to measure on and its name; ValueError where neither the options nor the first
+    checkpoint say which."""
     from shimmer.corpora import load_corpus
     from shimmer.models import checkpoint_directory
     flags = checkpoint_directory(options.checkpoint[0]) / FLAGS
     trained = read_json(flags) if flags.is_file() else {}
     name = options.dataset or trained.get("dataset")
-    if name is None: raise ValueError(f"{options.checkpoint[0]} doesn't say what it was trained on, for it has no {FLAGS}, which a finished `shimmer train` leaves: give --corpus")
+    if name is None:
+        raise ValueError(
+            f"{options.checkpoint[0]} doesn't say what it was trained on, for it has no {FLAGS}, "
+            "which a finished `shimmer train` leaves: give --corpus"
+        )
     if name != trained.get("dataset"): return name, load_corpus(name)
-    return name, load_corpus(name, limit=trained.get("num_samples"), text_column=trained.get("text_column", "text"))
+    return name, load_corpus(
+        name, limit=trained.get("num_samples"), text_column=trained.get("text_column", "text")
+    )
 
 # %% ../nbs/17_cli.ipynb #915e8d55
 def measure(
@@ -571,18 +864,31 @@ def measure(
     if not options.checkpoint: raise ValueError("--checkpoint names 0 directories: give at least 1")
     config = EvalConfig(**same_names(EvalConfig, options))
     models = [load_checkpoint(path)[0] for path in options.checkpoint]
-    if all(isinstance(model, CausalLM) for model in models): refuse_unused(options, ("draws", "order", "num_refine_steps"), "a model that reads in order")
-    if all(revises(model) for model in models): refuse_unused(options, ("order", "num_refine_steps"), "a model that mends")
+    if all(isinstance(model, CausalLM) for model in models):
+        refuse_unused(
+            options, ("draws", "order", "num_refine_steps"), "a model that reads in order"
+        )
+    if all(revises(model) for model in models):
+        refuse_unused(options, ("order", "num_refine_steps"), "a model that mends")
     name, corpus = corpus_of(options)
-    first, *others = [measure_model(*load(replace(options, checkpoint=path)), corpus, config, path) for path in options.checkpoint]
-    return {"corpus": name, "seed": options.seed, "checkpoints": [m.figures for m in (first, *others)], "differences": [compare_measured(first, other) for other in others]}
+    first, *others = [
+        measure_model(*load(replace(options, checkpoint=path)), corpus, config, path)
+        for path in options.checkpoint
+    ]
+    return {
+        "corpus": name,
+        "seed": options.seed,
+        "checkpoints": [m.figures for m in (first, *others)],
+        "differences": [compare_measured(first, other) for other in others],
+    }
 
 # %% ../nbs/17_cli.ipynb #d3f95b1a
 def show_value(
     value: Any,
 ) -> str:
     "A figure for a table."
-    if isinstance(value, dict): return ", ".join(f"{name} {count}" for name, count in value.items()) or "nothing"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items()) or "nothing"
     if isinstance(value, list): return " to ".join(map(show_value, value))
     if isinstance(value, float): return f"{value:.4g}"
     return "none" if value is None else f"{value:,}" if type(value) is int else str(value)
@@ -594,7 +900,9 @@ def print_table(
     "Print names and values, a column for each set of them."
     table = Table(title=Text(title), show_header=False)
     for name in dict.fromkeys(name for column in columns for name in column):
-        table.add_row(name, *(Text(show_value(column[name])) if name in column else "" for column in columns))
+        table.add_row(
+            name, *(Text(show_value(column[name])) if name in column else "" for column in columns)
+        )
     terminal().print(table)
 
 INTERVAL = "_95_percent"
@@ -603,7 +911,12 @@ def with_intervals(
     figures: dict[str, Any],
 ) -> dict[str, Any]:
     "Figures for a table: each interval behind its value, in one row."
-    shown = {name: f"{show_value(value)} ({show_value(figures[name + INTERVAL])})" if figures.get(name + INTERVAL) else value for name, value in figures.items()}
+    shown = {
+        name: f"{show_value(value)} ({show_value(figures[name + INTERVAL])})"
+        if figures.get(name + INTERVAL)
+        else value
+        for name, value in figures.items()
+    }
     return {name: value for name, value in shown.items() if not name.endswith(INTERVAL)}
 
 def evaluate(
@@ -613,16 +926,19 @@ def evaluate(
     path = new_file(options.output, options.overwrite, (".json",)) if options.output else None
     found = measure(options)
     print_table(f"on {found['corpus']}", *map(with_intervals, found["checkpoints"]))
-    for difference in found["differences"]: print_table("difference, below 0 where better", with_intervals(difference))
+    for difference in found["differences"]:
+        print_table("difference, below 0 where better", with_intervals(difference))
     if path:
-        with atomic_write(path) as new: new.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        with atomic_write(path) as new:
+            new.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
         print(path)
 
 # %% ../nbs/17_cli.ipynb #7bc3931d
 @dataclass(kw_only=True)
 class Info:
     "Say what is installed, and what a checkpoint holds."
-    checkpoint: str | None = None  # directory that `shimmer train` wrote, or a canvas that comes with shimmer
+    # directory that `shimmer train` wrote, or a canvas that comes with shimmer
+    checkpoint: str | None = None
 
 def info(
     options: Info,
@@ -633,10 +949,22 @@ def info(
     from shimmer.models import shipped_canvases
     if options.checkpoint is not None: found = describe(options.checkpoint)
     device = pick_device(None)
-    print_table("shimmer", {"shimmer": version("shimmer-lm"), "python": platform.python_version(), **{name: version(name) for name in ("torch", "datasets", "accelerate", "sentencepiece", "huggingface_hub")},
-                            "device": f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device, "threads": torch.get_num_threads(),
-                            "SHIMMER_DATA": os.environ.get("SHIMMER_DATA", "not set: corpora are downloaded"), "cache": os.environ.get("SHIMMER_CACHE") or str(Path.home() / ".cache" / "shimmer"),
-                            "shipped canvases": ", ".join(shipped_canvases())})
+    print_table(
+        "shimmer",
+        {
+            "shimmer": version("shimmer-lm"),
+            "python": platform.python_version(),
+            **{
+                name: version(name)
+                for name in ("torch", "datasets", "accelerate", "sentencepiece", "huggingface_hub")
+            },
+            "device": f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device,
+            "threads": torch.get_num_threads(),
+            "SHIMMER_DATA": os.environ.get("SHIMMER_DATA", "not set: corpora are downloaded"),
+            "cache": os.environ.get("SHIMMER_CACHE") or str(Path.home() / ".cache" / "shimmer"),
+            "shipped canvases": ", ".join(shipped_canvases()),
+        },
+    )
     if options.checkpoint is not None: print_table(options.checkpoint, found)
 
 def describe(
@@ -650,15 +978,34 @@ def describe(
     directory = checkpoint_directory(checkpoint)
     state, log = directory / "training_state" / "progress.json", directory / "log.jsonl"
     valid = read_log(log)[1] if log.is_file() else []
-    last = f"{valid[-1]['valid_nats']:.2f} nats a canvas at step {valid[-1]['step']:,}" if valid else None
+    last = (
+        f"{valid[-1]['valid_nats']:.2f} nats a canvas at step {valid[-1]['step']:,}"
+        if valid
+        else None
+    )
     run = read_json(state) if state.is_file() else {}
-    best = {} if run.get("best_nats") is None else {"weights_of": f"the best validation, {run['best_nats']:.2f} nats a canvas"}
-    return {**asdict(model.config), "parameters": sum(p.numel() for p in model.parameters()), "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids",
-            "steps_trained": run.get("step"), "last_validation": last, **best}
+    best = (
+        {}
+        if run.get("best_nats") is None
+        else {"weights_of": f"the best validation, {run['best_nats']:.2f} nats a canvas"}
+    )
+    return {
+        **asdict(model.config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids",
+        "steps_trained": run.get("step"),
+        "last_validation": last,
+        **best,
+    }
 
 # %% ../nbs/17_cli.ipynb #01844f54
-PRESETS: dict[str, dict] = {"small": dict(tokenizer="char", max_seq_len=128, hidden_size=128, num_heads=4, num_refine_steps=2, position_embedding=True, qk_norm=True,
-                                          stage_epochs=10, batch_size=32, lr=3e-3, optimizer="muon", keep_best=True)}
+PRESETS: dict[str, dict] = {
+    "small": dict(
+        tokenizer="char", max_seq_len=128, hidden_size=128, num_heads=4, num_refine_steps=2,
+        position_embedding=True, qk_norm=True, stage_epochs=10, batch_size=32, lr=3e-3,
+        optimizer="muon", keep_best=True,
+    )
+}
 
 def with_preset(
     argv: list[str],  # without the command's name
@@ -666,33 +1013,58 @@ def with_preset(
 ) -> list[str]:
     "The arguments with the flags of their preset before them; the same where they name none."
     if not getattr(options, "preset", None): return argv
-    flags = {name: value for name, value in PRESETS[options.preset].items() if name not in NO_USE.get(options.model, ())}
-    words = [word for name, value in flags.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    flags = {
+        name: value
+        for name, value in PRESETS[options.preset].items()
+        if name not in NO_USE.get(options.model, ())
+    }
+    words = [
+        word
+        for name, value in flags.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
     return [argv[0], *words, *argv[1:]]
 
 # %% ../nbs/17_cli.ipynb #1b777471
-COMMANDS: dict[type, Callable] = {Train: train, Generate: generate, Evaluate: evaluate, Animate: animate, Info: info}
+COMMANDS: dict[type, Callable] = {
+    Train: train, Generate: generate, Evaluate: evaluate, Animate: animate, Info: info,
+}
 
 def is_refusal(
     error: Exception,
 ) -> bool:
-    "Whether an error speaks to the user: one of the file system's, or a ValueError raised in this library."
+    """Whether an error speaks to the user: one of the file system's, or a ValueError raised in this
+    library."""
     at = error.__traceback__
     while at.tb_next: at = at.tb_next
-    return isinstance(error, OSError) or isinstance(error, ValueError) and at.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("shimmer", "__main__")
+    return (
+        isinstance(error, OSError)
+        or isinstance(error, ValueError)
+        and at.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("shimmer", "__main__")
+    )
 
 def main(
     argv: list[str] | None = None,  # without the command's name; the terminal's where None
 ) -> int:  # exit code
     "The command `shimmer`."
     argv = sys.argv[1:] if argv is None else argv
-    parse = lambda words: tyro.cli(Union[tuple(COMMANDS)], prog="shimmer", args=words, use_underscores=True,
-                                   description="Language models that write by refining a whole canvas: train them, write with them, measure them, watch them.")
+    parse = lambda words: tyro.cli(
+        Union[tuple(COMMANDS)], prog="shimmer", args=words, use_underscores=True,
+        description=(
+            "Language models that write by refining a whole canvas: train them, write with them, "
+            "measure them, watch them."
+        ),
+    )
     options = parse(argv)
     if (words := with_preset(argv, options)) != argv: options = parse(words)
     try: COMMANDS[type(options)](options)
     except KeyboardInterrupt as interrupt: code, line = 130, str(interrupt) or "interrupted"
-    except UnicodeError as error: code, line = 2, f"{error.object!r:.60} holds a character that is no text ({error.reason}): type it anew"
+    except UnicodeError as error:
+        code, line = (
+            2,
+            f"{error.object!r:.60} holds a character that is no text ({error.reason}): type it "
+            "anew",
+        )
     except (ValueError, OSError) as error:
         if not is_refusal(error): raise
         code, line = 2, str(error)

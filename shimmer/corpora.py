@@ -424,7 +424,8 @@ def load_corpus(
         raise ValueError(f"limit is {limit}: keep at least 1 text, or give no limit")
     if name == "tales": return _load_tales(limit, streaming)
     if name == "moses":
-        load_moses = importlib.import_module("shimmer.molecules").load_moses  # a higher floor, asked for by name
+        # a higher floor, asked for by name
+        load_moses = importlib.import_module("shimmer.molecules").load_moses
         corpus = load_moses(limit, streaming, revision)
     elif name in LOCAL and (files := local_files(name)):
         train, *valid = files

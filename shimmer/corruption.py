@@ -17,9 +17,11 @@ Weighting = Literal["elbo", "mean_over_t"]
 
 @dataclass
 class Batch:
-    "Token ids and the noise that decides how they are corrupted, so that a loss is one function of both."
+    """Token ids and the noise that decides how they are corrupted, so that a loss is one function
+    of both."""
     ids: Tensor  # [B, L] int64
-    noise: Tensor  # [B, 1 + L] in [0, 1): column 0 sets the row's mask ratio, the others order its positions
+    # [B, 1 + L] in [0, 1): column 0 sets the row's mask ratio, the others order its positions
+    noise: Tensor
     seed: int = 0  # of what is drawn once for the whole batch, such as a number of refinements
     state: Any = None  # what an earlier loss on the same canvases returned as "state"
 
@@ -27,7 +29,11 @@ def check_mask_ratio(
     mask_ratio: tuple[float, float],  # least and greatest share of masked tokens
 ):
     "Refuse a range of mask ratios outside (0, 1] with a ValueError."
-    if len(mask_ratio) != 2 or not 0 < mask_ratio[0] <= mask_ratio[1] <= 1: raise ValueError(f"mask_ratio {tuple(mask_ratio)} is not a range within (0, 1]: give 0 < low <= high <= 1")
+    if len(mask_ratio) != 2 or not 0 < mask_ratio[0] <= mask_ratio[1] <= 1:
+        raise ValueError(
+            f"mask_ratio {tuple(mask_ratio)} is not a range within (0, 1]: give 0 < low <= high "
+            "<= 1"
+        )
 
 # %% ../nbs/03_corruption.ipynb #4ac110fc
 def draw_noise(
@@ -35,7 +41,8 @@ def draw_noise(
     length: int,  # tokens of a canvas
     generator: torch.Generator,  # where the randomness comes from
 ) -> Tensor:  # [B, 1 + L] float32 in [0, 1)
-    "Uniform noise for one batch; column 0 is stratified, so that every batch covers the mask ratios evenly."
+    """Uniform noise for one batch; column 0 is stratified, so that every batch covers the mask
+    ratios evenly."""
     noise = torch.rand(batch_size, 1 + length, generator=generator)
     strata = torch.randperm(batch_size, generator=generator)
     noise[:, 0] = ((strata + noise[0, 0]) / batch_size).clamp(max=1 - 2**-24)
@@ -46,8 +53,12 @@ def derive_noise(
     noise: Tensor,  # [B, 1 + L] from `draw_noise`, or rows of it
     number: int,  # which of the further ones, from 1 on
 ) -> Tensor:  # [B, 1 + L] float32 in [0, 1)
-    "Further uniform noise, a function of the first: its 24 bits, put through an integer hash; ValueError for a number below 1."
-    if number < 1: raise ValueError(f"number is {number}: further noise is counted from 1; the noise itself is the first")
+    """Further uniform noise, a function of the first: its 24 bits, put through an integer hash;
+    ValueError for a number below 1."""
+    if number < 1:
+        raise ValueError(
+            f"number is {number}: further noise is counted from 1; the noise itself is the first"
+        )
     bits = (noise * 2**24).long() + number * 0x9E3779B1
     for shift in (16, 15): bits = ((bits ^ (bits >> shift)) * 0x45D9F3B) & 0xFFFFFFFF
     return ((bits ^ (bits >> 16)) & 0xFFFFFF).float() / 2**24
@@ -71,13 +82,19 @@ def mask_tokens(
     mask_ratio: tuple[float, float],  # the range ratios are drawn from; equal ends fix it
     real: Tensor | None = None,  # [B, L] bool, False at pads, which are never masked
 ) -> Mask:  # at least one token of every row that has one
-    "Hide an exact number of real tokens in each row, the drawn ratio times their count, rounded up; ValueError for a ratio outside (0, 1]."
+    """Hide an exact number of real tokens in each row, the drawn ratio times their count, rounded
+    up; ValueError for a ratio outside (0, 1]."""
     check_mask_ratio(mask_ratio)
     low, high = mask_ratio
     order = noise[:, 1:] if real is None else noise[:, 1:].masked_fill(~real, 2.0)
-    length = torch.full_like(noise[:, 0], order.shape[1]) if real is None else real.sum(1).to(noise.dtype)
+    length = (
+        torch.full_like(noise[:, 0], order.shape[1])
+        if real is None
+        else real.sum(1).to(noise.dtype)
+    )
     wanted = low + (high - low) * noise[:, 0]
-    count = (wanted * length - 1e-4).ceil().clamp(min=1).minimum(length)  # the slack: 0.07 · 100 tokens are 7, not 8
+    # the slack: 0.07 · 100 tokens are 7, not 8
+    count = (wanted * length - 1e-4).ceil().clamp(min=1).minimum(length)
     rank = order.argsort(dim=1).argsort(dim=1)
     return Mask(rank < count[:, None], count / length.clamp(min=1))
 
@@ -87,8 +104,10 @@ def masked_loss(
     mask: Mask,  # from `mask_tokens`
     weighting: Weighting = "elbo",  # "elbo": sum / (t·L); "mean_over_t": the source texts' mean / t
 ) -> Tensor:  # scalar, nats per token
-    "Average a batch's reconstruction losses, rows alike; with ratios uniform on (0, 1], \"elbo\" estimates NELBO / L without bias."
+    """Average a batch's reconstruction losses, rows alike; with ratios uniform on (0, 1], "elbo"
+    estimates NELBO / L without bias."""
     count = mask.masked.sum(1)
-    weight = 1 / (count * mask.masked.shape[0])  # a row's mean over its masked tokens = sum / (t·L), then the mean over rows
+    # a row's mean over its masked tokens = sum / (t·L), then the mean over rows
+    weight = 1 / (count * mask.masked.shape[0])
     if weighting == "mean_over_t": weight = weight / mask.ratio
     return (cross_entropy * weight[:, None].expand_as(mask.masked)[mask.masked]).sum()

@@ -15,26 +15,49 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # %% ../nbs/appendix_curves.ipynb #b38f5de6
-STEP, STAGE, LOSS, BOUND = "step", "stage", "loss", "valid_nats"  # the fields of a log row that are drawn
+STEP, STAGE, LOSS, BOUND = "step", "stage", "loss", "valid_nats"  # the fields of a log row that are
+    # drawn
 
 def read_log(
-    log: list[dict] | str | Path,  # `TrainResult.log`, a log.jsonl, or the checkpoint directory it lies in
+    log: list[dict] | str | Path,  # `TrainResult.log`, a log.jsonl, or the checkpoint directory it
+        # lies in
 ) -> tuple[list[dict], list[dict]]:  # training rows, validation rows
-    "The rows of a training log; FileNotFoundError if there is none, ValueError if nothing in it can be drawn."
+    """The rows of a training log; FileNotFoundError if there is none, ValueError if nothing in it
+    can be drawn."""
     if isinstance(log, str | Path):
         path = Path(log) / "log.jsonl" if Path(log).is_dir() else Path(log)
-        if not path.is_file(): raise FileNotFoundError(f"{path} does not exist: give TrainResult.log, a log.jsonl, or a checkpoint directory that holds one")
-        try: log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except json.JSONDecodeError as error: raise ValueError(f"{path} is not a log ({error}): each line must be one JSON object") from None
-    train, valid = ([row for row in log if isinstance(row, dict) and row.get(name) is not None and STEP in row] for name in (LOSS, BOUND))
-    if not train and not valid: raise ValueError(f"the log has {len(log)} rows and none with {STEP!r} and {LOSS!r} or {BOUND!r}: give the log of a training run")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: give TrainResult.log, a log.jsonl, or a checkpoint "
+                "directory that holds one"
+            )
+        try:
+            log = [
+                json.loads(line)
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            ]
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is not a log ({error}): each line must be one JSON object"
+            ) from None
+    train, valid = (
+        [row for row in log if isinstance(row, dict) and row.get(name) is not None and STEP in row]
+        for name in (LOSS, BOUND)
+    )
+    if not train and not valid:
+        raise ValueError(
+            f"the log has {len(log)} rows and none with {STEP!r} and {LOSS!r} or {BOUND!r}: give "
+            "the log of a training run"
+        )
     return train, valid
 
 def smooth(
     values: list[float],
     weight: float = 0.7,  # of the past, in [0, 1): 0.9 averages over about ten values
 ) -> np.ndarray:
-    "An exponential moving average that is not pulled towards where it starts; ValueError for a weight outside [0, 1)."
+    """An exponential moving average that is not pulled towards where it starts; ValueError for a
+    weight outside [0, 1)."""
     if not 0 <= weight < 1: raise ValueError(f"weight is {weight}: give a number in [0, 1)")
     total, mass, means = 0.0, 0.0, []
     for value in values:
@@ -52,25 +75,36 @@ class Drawing(Figure):
 # %% ../nbs/appendix_curves.ipynb #775fc538
 @matplotlib.style.context("shimmer.book")
 def learning_curve(
-    log: list[dict] | str | Path,  # `TrainResult.log`, a log.jsonl, or the checkpoint directory it lies in
+    log: list[dict] | str | Path,  # `TrainResult.log`, a log.jsonl, or the checkpoint directory it
+        # lies in
     entropy: float | None = None,  # nats per sequence: the corpus's own, which no bound gets below
     ax: Axes | list[Axes] | None = None,  # one for each panel; None: a new figure
 ) -> Figure:
-    "Training loss stage by stage, and below it the validation likelihood; FileNotFoundError or ValueError if there is nothing to draw."
+    """Training loss stage by stage, and below it the validation likelihood; FileNotFoundError or
+    ValueError if there is nothing to draw."""
     train, valid = read_log(log)
     panels = [name for name, rows in ((LOSS, train), (BOUND, valid)) if rows]
     if ax is None:
         figure = Drawing(figsize=(7, 2.6 * len(panels)), layout="constrained")
         ax = figure.subplots(len(panels), 1, sharex=True)
     axes = list(np.ravel(np.array(ax, dtype=object)))
-    if len(axes) != len(panels): raise ValueError(f"ax holds {len(axes)} axes and this log has {len(panels)} panels ({', '.join(panels)}): give one for each, or None")
+    if len(axes) != len(panels):
+        raise ValueError(
+            f"ax holds {len(axes)} axes and this log has {len(panels)} panels "
+            f"({', '.join(panels)}): give one for each, or None"
+        )
     stages = _stages(train or valid)
     for panel, axis in zip(panels, axes):
         if panel == LOSS: _draw_loss(axis, train)
         else: _draw_bound(axis, valid, entropy)
         for n, (name, start, end) in enumerate(stages):
             if n: axis.axvline(start, color="0.6", linewidth=0.8, linestyle="--")
-            if axis is axes[0]: axis.annotate(name, ((start + end) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 3 + 9 * (n % 2) * (len(stages) > 4)), textcoords="offset points", ha="center", fontsize=8, parse_math=False)
+            if axis is axes[0]:
+                axis.annotate(
+                    name, ((start + end) / 2, 1), xycoords=("data", "axes fraction"),
+                    xytext=(0, 3 + 9 * (n % 2) * (len(stages) > 4)), textcoords="offset points",
+                    ha="center", fontsize=8, parse_math=False,
+                )
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("step (updates)")
     return axes[0].figure
@@ -81,20 +115,33 @@ def _stages(rows: list[dict]) -> list[tuple[str, int, int]]:  # name, first and 
     stages = []
     for before, row in zip([None, *rows], rows):
         name = str(row.get(STAGE, ""))
-        if before is None or name != stages[-1][0]: stages.append((name, 0 if before is None else before[STEP], row[STEP]))
+        if before is None or name != stages[-1][0]:
+            stages.append((name, 0 if before is None else before[STEP], row[STEP]))
         else: stages[-1] = (name, stages[-1][1], row[STEP])
     return stages
 
 def _draw_loss(ax: Axes, rows: list[dict]) -> None:
     for name, start, end in _stages(rows):
-        part = [row for row in rows if str(row.get(STAGE, "")) == name and start <= row[STEP] <= end]
+        part = [
+            row for row in rows if str(row.get(STAGE, "")) == name and start <= row[STEP] <= end
+        ]
         steps, losses = [row[STEP] for row in part], [row[LOSS] for row in part]
         ax.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-        ax.plot(steps, smooth(losses), color="tab:blue", linewidth=1.6, marker="." if len(part) == 1 else None)
+        ax.plot(
+            steps, smooth(losses), color="tab:blue", linewidth=1.6,
+            marker="." if len(part) == 1 else None,
+        )
     ax.set_ylabel("training loss\n(nats per token;\neach stage on its own scale)", fontsize=8)
 
 def _draw_bound(ax: Axes, rows: list[dict], entropy: float | None) -> None:
-    ax.plot([row[STEP] for row in rows], [row[BOUND] for row in rows], color="0.15", marker="o", markersize=3.5, linewidth=1.2, label="validation")
-    if entropy is not None: ax.axhline(entropy, color="tab:orange", linestyle="-.", linewidth=1.4, label=f"entropy of the corpus: {entropy:.4g}")
+    ax.plot(
+        [row[STEP] for row in rows], [row[BOUND] for row in rows], color="0.15", marker="o",
+        markersize=3.5, linewidth=1.2, label="validation",
+    )
+    if entropy is not None:
+        ax.axhline(
+            entropy, color="tab:orange", linestyle="-.", linewidth=1.4,
+            label=f"entropy of the corpus: {entropy:.4g}",
+        )
     ax.set_ylabel("validation\n(nats per sequence)", fontsize=8)
     ax.legend(frameon=False, fontsize=8)

@@ -20,11 +20,29 @@ def pick_device(
     gpu: int | None = None,  # number of the CUDA device
 ) -> str:
     "The device to compute on; ValueError where it isn't here."
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = name or ("cuda" if gpu is not None else next(device for device, there in here.items() if there))
-    if not here.get(name): raise ValueError(f"device {name!r} is asked for, and it is not available here: choose {' or '.join(d for d, there in here.items() if there)}")
-    if gpu is not None and name != "cuda": raise ValueError(f"gpu {gpu} is asked for, and device is {name!r}: leave out --gpu, or choose --device cuda")
-    if gpu is not None and not 0 <= gpu < torch.cuda.device_count(): raise ValueError(f"gpu {gpu} is asked for, and this machine has 0 to {torch.cuda.device_count() - 1}: choose one of these")
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    name = name or (
+        "cuda" if gpu is not None else next(device for device, there in here.items() if there)
+    )
+    if not here.get(name):
+        raise ValueError(
+            f"device {name!r} is asked for, and it is not available here: choose "
+            f"{' or '.join(d for d, there in here.items() if there)}"
+        )
+    if gpu is not None and name != "cuda":
+        raise ValueError(
+            f"gpu {gpu} is asked for, and device is {name!r}: leave out --gpu, or choose --device "
+            "cuda"
+        )
+    if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
+        raise ValueError(
+            f"gpu {gpu} is asked for, and this machine has 0 to {torch.cuda.device_count() - 1}: "
+            "choose one of these"
+        )
     if gpu is not None: torch.cuda.set_device(gpu)
     return name
 
@@ -33,10 +51,17 @@ def native_precision(
     device: str | torch.device,
 ) -> Literal["bf16", "fp32"]:
     "bf16 where the device's own instructions multiply it, fp32 where it would be emulated."
-    if torch.device(device).type == "cuda": native = torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        instructions = torch.cpu.get_capabilities() if torch.device(device).type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
-        native = any(instructions.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+        instructions = (
+            torch.cpu.get_capabilities()
+            if torch.device(device).type == "cpu" and hasattr(torch.cpu, "get_capabilities")
+            else {}
+        )
+        native = any(
+            instructions.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16")
+        )
     return "bf16" if native else "fp32"
 
 def resolve_precision(
@@ -51,8 +76,12 @@ def autocast(
     precision: Precision = "auto",
 ) -> torch.autocast:  # a context manager
     "A block whose matrix products are made in a precision, as training makes them."
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve_precision(precision, device))
-    return torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+        resolve_precision(precision, device)
+    )
+    return torch.autocast(
+        torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None
+    )
 
 # %% ../nbs/appendix_devices.ipynb #47d764b4
 @contextmanager

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 from .corpora import Corpus
 from .corruption import draw_noise, mask_tokens, real_tokens
-from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll, paired_difference, token_nats
-from .metrics import calibration, confidence_at_filled, confidence_at_masked, confidence_gap, generation_metrics, judge_tales, split_words
+from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll
+from .likelihood import paired_difference, token_nats
+from .metrics import calibration, confidence_at_filled, confidence_at_masked, confidence_gap
+from .metrics import generation_metrics, judge_tales, split_words
 from .models import CausalLM, device_of, evaluation_mode, revises
 from .molecules import molecule_metrics
 from .policies import sample_categorical, sampling_device
-from .samplers import Trajectory, generate_by_refinement, generate_left_to_right, generate_topk
+from .samplers import Trajectory, generate_by_refinement, generate_left_to_right
+from .samplers import generate_topk
 from .tokenizers import Tokenizer, encode_corpus
 
 # %% ../nbs/appendix_evaluation.ipynb #d2ad50b6
@@ -31,16 +34,21 @@ class EvalConfig:
     "How much is measured of a checkpoint; ValueError for numbers below 1."
     full: bool = False  # score every validation text, and DUEL also at 2 and 4 tokens a call
     num_texts: int = 128  # validation canvases scored
-    num_ordered: int = 16  # of these, the ones also scored left to right and by DUEL, at a network call for every token
+    # of these, the ones also scored left to right and by DUEL, at a network call for every token
+    num_ordered: int = 16
     draws: int = 16  # canvas models: masks drawn for each canvas
-    num_written: int = 32  # texts written and counted; on tales also checked, on moses also read as molecules
+    # texts written and counted; on tales also checked, on moses also read as molecules
+    num_written: int = 32
     temperature: float = 1.0  # of the written texts
-    order: Literal["max_prob", "margin", "entropy", "random", "left_to_right"] = "max_prob"  # canvas models: in which their positions are written; of no use where they have a policy of their own
+    # canvas models: in which their positions are written; of no use where they have a policy of
+    # their own
+    order: Literal["max_prob", "margin", "entropy", "random", "left_to_right"] = "max_prob"
     seed: int = 0  # of masks and texts
 
     def __post_init__(self):
         for name in ("num_texts", "num_ordered", "draws", "num_written"):
-            if not 1 <= getattr(self, name) <= 10**7: raise ValueError(f"{name} is {getattr(self, name)}: give 1 to {10**7:,}")
+            if not 1 <= getattr(self, name) <= 10**7:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 to {10**7:,}")
 
 # %% ../nbs/appendix_evaluation.ipynb #f8407887
 @contextmanager
@@ -48,12 +56,16 @@ def known(
     tokenizer: Any,  # the checkpoint's
     where: str,  # for the message, such as "the prompt"
 ):
-    "Say of words or characters that the checkpoint's tokenizer doesn't know where they stand: ValueError."
+    """Say of words or characters that the checkpoint's tokenizer doesn't know where they stand:
+    ValueError."""
     try: yield
     except ValueError as error:
         unknown, each, _ = str(error).partition(": each must")
         if not each: raise
-        raise ValueError(f"{unknown} in {where}: the checkpoint's tokenizer must know each {tokenizer.kind}; use only what its corpus holds") from None
+        raise ValueError(
+            f"{unknown} in {where}: the checkpoint's tokenizer must know each {tokenizer.kind}; "
+            "use only what its corpus holds"
+        ) from None
 
 def scored_bytes(
     canvases: Any,  # rows of "ids"
@@ -69,7 +81,10 @@ def scored_canvases(
     count: int | None,  # all where None
 ) -> tuple[Tensor, list[str]]:  # [B, L] int64 where the model is, and their texts
     "Validation canvases that hold text."
-    with known(tokenizer, f"the validation texts of {corpus.name}"): canvases = encode_corpus(replace(corpus, train=corpus.valid), tokenizer, model.config.max_seq_len).valid
+    with known(tokenizer, f"the validation texts of {corpus.name}"):
+        canvases = encode_corpus(
+            replace(corpus, train=corpus.valid), tokenizer, model.config.max_seq_len
+        ).valid
     rows = canvases[: len(canvases) if count is None else count]
     ids, texts = torch.as_tensor(rows["ids"]).long(), scored_bytes(rows, tokenizer)
     held = [i for i, text in enumerate(texts) if text]
@@ -81,11 +96,18 @@ def likelihoods(
     ids: Tensor,  # [B, L]
     config: "EvalConfig",
 ) -> dict[str, Tensor]:  # nats of each canvas; the ordered ones of the first `num_ordered`
-    "What a model makes of texts: by `nll`, from left to right, and for a canvas model by DUEL in order of max_prob."
-    found, few = {"nll": nll(model, ids, draws=config.draws, seed=config.seed)}, ids[: config.num_ordered]
-    if isinstance(model, CausalLM): return found | {"left_to_right": found["nll"][: config.num_ordered]}
+    """What a model makes of texts: by `nll`, from left to right, and for a canvas model by DUEL in
+    order of max_prob."""
+    found, few = (
+        {"nll": nll(model, ids, draws=config.draws, seed=config.seed)},
+        ids[: config.num_ordered],
+    )
+    if isinstance(model, CausalLM):
+        return found | {"left_to_right": found["nll"][: config.num_ordered]}
     found["left_to_right"] = left_to_right_nll(model, few)
-    return found | {f"duel_{k}": duel_nll(model, few, k=k) for k in ((1, 2, 4) if config.full else (1,))}
+    return found | {
+        f"duel_{k}": duel_nll(model, few, k=k) for k in ((1, 2, 4) if config.full else (1,))
+    }
 
 def interval(
     name: str,
@@ -93,7 +115,8 @@ def interval(
     sizes: list[int] | None = None,  # [B]; a mean over texts where None
 ) -> dict[str, Any]:  # no interval where there is but one text
     "A mean or a ratio with its bootstrap interval, under a name."
-    if len(nats) < 2: return {name: nats.item() / (sizes[0] if sizes else 1), f"{name}_95_percent": None}
+    if len(nats) < 2:
+        return {name: nats.item() / (sizes[0] if sizes else 1), f"{name}_95_percent": None}
     value, low, high = bootstrap_interval(nats, sizes)
     return {name: value, f"{name}_95_percent": [low, high]}
 
@@ -103,8 +126,10 @@ def confidence_figures(
     ids: Tensor,  # [B, L] int64 whole texts
     ignore: int | None = None,  # id whose positions don't count, such as the end token
     seed: int = 0,
-) -> dict[str, float | None]:  # empty for a model without a confidence head; None where all were right, or all wrong
-    "The confidence gap and the calibration at masked and at filled positions, with half of each text hidden."
+) -> dict[str, float | None]:  # empty for a model without a confidence head; None where all were
+    # right, or all wrong
+    """The confidence gap and the calibration at masked and at filled positions, with half of each
+    text hidden."""
     if isinstance(model, CausalLM) or model.denoise(ids[:1]).confidence is None: return {}
     figures: dict[str, float | None] = {}
     places = {"masked": confidence_at_masked, "filled": confidence_at_filled}
@@ -113,10 +138,15 @@ def confidence_figures(
         held, right = measure(model, ids, seed=seed, ignore=ignore)
         if not len(held): continue
         found = calibration(held, right)
-        figures |= {f"confidence_gap_at_{place}": confidence_gap(held, right), f"ece_at_{place}": found.ece, f"brier_at_{place}": found.brier}
+        figures |= {
+            f"confidence_gap_at_{place}": confidence_gap(held, right),
+            f"ece_at_{place}": found.ece,
+            f"brier_at_{place}": found.brier,
+        }
     return figures
 
-AT_ONCE = 500  # texts written together, at most; text i is drawn with seed + i, so that it doesn't depend on its company
+AT_ONCE = 500  # texts written together, at most; text i is drawn with seed + i, so that it doesn't
+    # depend on its company
 WRITING_BYTES = 2**31  # memory that writing may take, roughly
 
 def rows_at_once(
@@ -125,7 +155,8 @@ def rows_at_once(
 ) -> int:  # from 1 to AT_ONCE
     "How many texts are written together: as many as a budget of memory allows."
     config = model.config
-    each = 28 * config.vocab_size * (1 if isinstance(model, CausalLM) else config.max_seq_len)  # logits, in float32 and float64, and what is made of them
+    # logits, in float32 and float64, and what is made of them
+    each = 28 * config.vocab_size * (1 if isinstance(model, CausalLM) else config.max_seq_len)
     return max(1, min(AT_ONCE, num_bytes // each))
 
 def written_texts(
@@ -136,11 +167,17 @@ def written_texts(
     "Texts from nothing: one token a call, or by the model's own policy where it has one."
     written: Callable[..., Trajectory] = generate_topk
     settings: dict[str, Any] = {"order": config.order, "eos_token_id": tokenizer.eos_token_id}
-    if isinstance(model, CausalLM): written, settings = generate_left_to_right, {"eos_token_id": tokenizer.eos_token_id}
+    if isinstance(model, CausalLM):
+        written, settings = generate_left_to_right, {"eos_token_id": tokenizer.eos_token_id}
     elif revises(model): written, settings = generate_by_refinement, {}
     at_once = rows_at_once(model)
-    parts = [written(model, [[]] * min(at_once, config.num_written - start), temperature=config.temperature, seed=config.seed + start, **settings)
-             for start in range(0, config.num_written, at_once)]
+    parts = [
+        written(
+            model, [[]] * min(at_once, config.num_written - start), temperature=config.temperature,
+            seed=config.seed + start, **settings,
+        )
+        for start in range(0, config.num_written, at_once)
+    ]
     return [text for trajectory in parts for text in trajectory.texts(tokenizer)]
 
 # %% ../nbs/appendix_evaluation.ipynb #683ff990
@@ -157,34 +194,75 @@ def measure_model(
     config: EvalConfig = EvalConfig(),
     name: str = "",  # of the checkpoint, for the figures
 ) -> Measured:
-    "Everything `shimmer evaluate` measures of one model; ValueError for numbers below 1 and for texts that its tokenizer doesn't know."
-    written, split = written_texts(model, tokenizer, config), getattr(tokenizer, "split", split_words) if tokenizer.kind == "selfies" else split_words
-    ids, texts = scored_canvases(corpus, model, tokenizer, None if config.full else config.num_texts)
+    """Everything `shimmer evaluate` measures of one model; ValueError for numbers below 1 and for
+    texts that its tokenizer doesn't know."""
+    written, split = (
+        written_texts(model, tokenizer, config),
+        getattr(tokenizer, "split", split_words) if tokenizer.kind == "selfies" else split_words,
+    )
+    ids, texts = scored_canvases(
+        corpus, model, tokenizer, None if config.full else config.num_texts
+    )
     nats, sizes = likelihoods(model, ids, config), [len(text.encode()) for text in texts]
     exact = isinstance(model, CausalLM)
-    figures = {"checkpoint": name, "model_type": model.config.model_type, "parameters": sum(p.numel() for p in model.parameters()), "num_refine_steps": getattr(model.config, "num_refine_steps", None),
-               "canvases": len(ids), "canvas_length": ids.shape[1], "likelihood": "exact" if exact else f"at most ({config.draws} draws)", **interval("nats_per_canvas", nats["nll"]), "nats_per_token": nats["nll"].mean().item() / ids.shape[1],
-               **interval("bits_per_byte", nats["nll"] / math.log(2), sizes), "ordered_canvases": len(nats["left_to_right"])}
+    figures = {
+        "checkpoint": name,
+        "model_type": model.config.model_type,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "num_refine_steps": getattr(model.config, "num_refine_steps", None),
+        "canvases": len(ids),
+        "canvas_length": ids.shape[1],
+        "likelihood": "exact" if exact else f"at most ({config.draws} draws)",
+        **interval("nats_per_canvas", nats["nll"]),
+        "nats_per_token": nats["nll"].mean().item() / ids.shape[1],
+        **interval("bits_per_byte", nats["nll"] / math.log(2), sizes),
+        "ordered_canvases": len(nats["left_to_right"]),
+    }
     for kind, values in nats.items():
-        if kind != "nll": figures |= interval(f"{kind}_bits_per_byte", values / math.log(2), sizes[: len(values)])
-    figures |= confidence_figures(model, ids[: config.num_texts], tokenizer.eos_token_id, config.seed) | {f"written_{key}": value for key, value in generation_metrics([split(text) for text in written]).items()}
+        if kind != "nll":
+            figures |= interval(f"{kind}_bits_per_byte", values / math.log(2), sizes[: len(values)])
+    figures |= confidence_figures(
+        model, ids[: config.num_texts], tokenizer.eos_token_id, config.seed
+    ) | {
+        f"written_{key}": value
+        for key, value in generation_metrics([split(text) for text in written]).items()
+    }
     if corpus.name == "tales": figures |= judge_tales(written)
-    if corpus.name == "moses": figures |= molecule_metrics(written, corpus.train["text"], corpus.valid["text"], seed=config.seed)
-    return Measured({key: None if isinstance(value, float) and math.isnan(value) else value for key, value in figures.items()}, nats, (tokenizer.fingerprint(), tuple(ids.shape)))
+    if corpus.name == "moses":
+        figures |= molecule_metrics(
+            written, corpus.train["text"], corpus.valid["text"], seed=config.seed
+        )
+    return Measured(
+        {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in figures.items()
+        },
+        nats,
+        (tokenizer.fingerprint(), tuple(ids.shape)),
+    )
 
 # %% ../nbs/appendix_evaluation.ipynb #734182ae
 def compare_measured(
     first: Measured,
     other: Measured,
 ) -> dict[str, Any]:  # differences in nats a canvas, below 0 where the other is better
-    "What one checkpoint needs more than the first, text by text; a note where their texts are not the same canvases."
-    found = {"checkpoint": other.figures["checkpoint"], "compared_with": first.figures["checkpoint"]}
-    if other.canvases != first.canvases: return found | {"note": "another tokenizer or canvas length: compare bits per byte only"}
-    if len(first.nats["nll"]) < 2: return found | {"note": "a single canvas: a difference needs at least 2"}
+    """What one checkpoint needs more than the first, text by text; a note where their texts are not
+    the same canvases."""
+    found = {
+        "checkpoint": other.figures["checkpoint"],
+        "compared_with": first.figures["checkpoint"],
+    }
+    if other.canvases != first.canvases:
+        return found | {"note": "another tokenizer or canvas length: compare bits per byte only"}
+    if len(first.nats["nll"]) < 2:
+        return found | {"note": "a single canvas: a difference needs at least 2"}
     for kind in ("nll", "left_to_right", "duel_1"):
         if kind in first.nats and kind in other.nats and len(first.nats[kind]) > 1:
             value, low, high = paired_difference(other.nats[kind], first.nats[kind])
-            found |= {f"{kind}_nats_per_canvas": value, f"{kind}_nats_per_canvas_95_percent": [low, high]}
+            found |= {
+                f"{kind}_nats_per_canvas": value,
+                f"{kind}_nats_per_canvas_95_percent": [low, high],
+            }
     return found
 
 # %% ../nbs/appendix_evaluation.ipynb #909f351e
@@ -192,18 +270,36 @@ def compare_measured(
 def chunk_nll(
     model: Any,  # a chunk model
     ids: Tensor,  # [B, context_size + N] int64, pieces of text without pads
-    tokens_per_call: int | None = None,  # tokens kept of each prediction, a divisor of N; as many as the model can draw at once where None
+    tokens_per_call: int | None = None,  # tokens kept of each prediction, a divisor of N; as many
+        # as the model can draw at once where None
     batch_size: int = 256,  # contexts in a network call; changes nothing but memory
     **settings,  # of the model's call: num_steps, halt_above
 ) -> Tensor:  # [B] float64 on the CPU, nats of the N tokens of each piece
-    "Exact −log p of what stands behind a full context, with a full context before every call; ValueError for pieces that don't fit the chunks."
-    k, C = model.tokens_per_call if tokens_per_call is None else tokens_per_call, model.config.context_size
+    """Exact −log p of what stands behind a full context, with a full context before every call;
+    ValueError for pieces that don't fit the chunks."""
+    k, C = (
+        model.tokens_per_call if tokens_per_call is None else tokens_per_call,
+        model.config.context_size,
+    )
     N = ids.shape[1] - C
-    if not 1 <= k <= model.tokens_per_call: raise ValueError(f"tokens_per_call is {k}: {type(model).__name__} draws 1 to {model.tokens_per_call} tokens at once")
-    if N < 1 or N % k: raise ValueError(f"the pieces have {ids.shape[1]} tokens, {N} behind a context of {C}: give context_size and a multiple of {k}")
+    if not 1 <= k <= model.tokens_per_call:
+        raise ValueError(
+            f"tokens_per_call is {k}: {type(model).__name__} draws 1 to {model.tokens_per_call} "
+            "tokens at once"
+        )
+    if N < 1 or N % k:
+        raise ValueError(
+            f"the pieces have {ids.shape[1]} tokens, {N} behind a context of {C}: give "
+            f"context_size and a multiple of {k}"
+        )
     windows = ids.unfold(1, C + k, k).flatten(0, 1)  # [B · N/k, C + k]
     with evaluation_mode(model):
-        nats = [token_nats(model, model(w[:, :C], length=k, **settings).flatten(0, 1), w[:, C:].flatten()) for w in windows.split(batch_size)]
+        nats = [
+            token_nats(
+                model, model(w[:, :C], length=k, **settings).flatten(0, 1), w[:, C:].flatten()
+            )
+            for w in windows.split(batch_size)
+        ]
     return torch.cat(nats).view(len(ids), -1).sum(1)
 
 # %% ../nbs/appendix_evaluation.ipynb #5786d360
@@ -211,13 +307,20 @@ def auroc(
     score: Tensor,  # [N], greater where the answer ought to be yes
     answer: Tensor,  # [N] bool
 ) -> float:  # in [0, 1]; NaN where all answers are the same
-    "Probability that a random yes scores above a random no, ties counted half; ValueError where there are not as many answers as scores."
-    if score.shape != answer.shape or score.ndim != 1: raise ValueError(f"score has shape {tuple(score.shape)}, answer {tuple(answer.shape)}: give one of each for every question, [N]")
+    """Probability that a random yes scores above a random no, ties counted half; ValueError where
+    there are not as many answers as scores."""
+    if score.shape != answer.shape or score.ndim != 1:
+        raise ValueError(
+            f"score has shape {tuple(score.shape)}, answer {tuple(answer.shape)}: give one of "
+            "each for every question, [N]"
+        )
     order, answer = score.double(), answer.bool()
     values, inverse, counts = order.unique(return_inverse=True, return_counts=True)
     rank = (counts.cumsum(0) - (counts - 1) / 2)[inverse]  # mean rank of equals, from 1 on
     yes, no = int(answer.sum()), int((~answer).sum())
-    return ((rank[answer].sum() - yes * (yes + 1) / 2) / (yes * no)).item() if yes and no else math.nan
+    return (
+        ((rank[answer].sum() - yes * (yes + 1) / 2) / (yes * no)).item() if yes and no else math.nan
+    )
 
 @torch.no_grad()
 def judged_fills(
@@ -225,13 +328,25 @@ def judged_fills(
     ids: Tensor,  # [B, L] int64, whole texts
     ratio: float = 0.5,  # share of the tokens hidden and filled
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:  # [N] what the model doubts of each filled token, 1 − confidence; [N] bool, whether it is another than the text's
-    "Hide tokens, fill them with the model's draws, and let the next call judge them; ValueError for a ratio outside (0, 1]."
+) -> tuple[Tensor, Tensor]:  # [N] what the model doubts of each filled token, 1 − confidence; [N]
+    # bool, whether it is another than the text's
+    """Hide tokens, fill them with the model's draws, and let the next call judge them; ValueError
+    for a ratio outside (0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    masked = mask_tokens(draw_noise(ids.shape[0], ids.shape[1], generator), (ratio, ratio), real_tokens(model.config, ids).cpu()).masked.to(ids.device)
-    uniform = torch.rand(int(masked.sum()), generator=generator, dtype=torch.float64).to(work := sampling_device(ids.device))
+    masked = mask_tokens(
+        draw_noise(ids.shape[0], ids.shape[1], generator), (ratio, ratio),
+        real_tokens(model.config, ids).cpu(),
+    ).masked.to(ids.device)
+    uniform = torch.rand(int(masked.sum()), generator=generator, dtype=torch.float64).to(
+        work := sampling_device(ids.device)
+    )
     with evaluation_mode(model):
         logits, _, state = model.denoise(ids.masked_fill(masked, model.config.mask_token_id))
-        filled = ids.masked_scatter(masked, sample_categorical(logits[masked].to(work).double().log_softmax(-1), uniform, 1.0).to(ids.device))
+        filled = ids.masked_scatter(
+            masked,
+            sample_categorical(logits[masked].to(work).double().log_softmax(-1), uniform, 1.0).to(
+                ids.device
+            ),
+        )
         confidence = model.denoise(filled, state).confidence
     return (1 - confidence[masked]).cpu(), (filled != ids)[masked].cpu()

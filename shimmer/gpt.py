@@ -25,17 +25,29 @@ class GPTConfig:
     max_seq_len: int = 256  # most tokens of a text
     dropout: float = 0.0  # share of each branch's features dropped in training
     qk_norm: bool = False  # normalise queries and keys
-    bos_token_id: int = 0  # token read before the first of a text; not predicted there, and shares its row with the token of that id
+    # token read before the first of a text; not predicted there, and shares its row with the token
+    # of that id
+    bos_token_id: int = 0
     pad_token_id: int | None = None  # never attended to, never counted; None if there is none
     model_type: str = "gpt"
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "num_layers", "max_seq_len"):
-            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        if not 0 <= self.dropout < 1: raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
         for name in ("bos_token_id", "pad_token_id"):
-            if (id := getattr(self, name)) is not None and not 0 <= id < self.vocab_size: raise ValueError(f"{name} is {id} and vocab_size is {self.vocab_size}: give an id from 0 to {self.vocab_size - 1}")
-        if self.bos_token_id == self.pad_token_id: raise ValueError(f"bos_token_id and pad_token_id are both {self.pad_token_id}: a pad is never read, so give the token before the first another id, such as the end token's")
+            if (id := getattr(self, name)) is not None and not 0 <= id < self.vocab_size:
+                raise ValueError(
+                    f"{name} is {id} and vocab_size is {self.vocab_size}: give an id from 0 to "
+                    f"{self.vocab_size - 1}"
+                )
+        if self.bos_token_id == self.pad_token_id:
+            raise ValueError(
+                f"bos_token_id and pad_token_id are both {self.pad_token_id}: a pad is never "
+                "read, so give the token before the first another id, such as the end token's"
+            )
 
 # %% ../nbs/13_gpt.ipynb #6a6159fb
 class CausalStack(nn.Module):
@@ -45,7 +57,10 @@ class CausalStack(nn.Module):
         config: GPTConfig,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(TransformerBlock(config.hidden_size, config.num_heads, config.qk_norm, config.dropout) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            TransformerBlock(config.hidden_size, config.num_heads, config.qk_norm, config.dropout)
+            for _ in range(config.num_layers)
+        )
         self.norm = nn.RMSNorm(config.hidden_size)
 
     def forward(
@@ -56,12 +71,14 @@ class CausalStack(nn.Module):
         cache: KVCache | None = None,  # what was read before; the new tokens are appended
     ) -> Tensor:  # [B, L, D]
         "Read on."
-        for i, layer in enumerate(self.layers): x = layer(x, rotary, mask=mask, causal=True, cache=cache, layer=i)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rotary, mask=mask, causal=True, cache=cache, layer=i)
         return self.norm(x)
 
 # %% ../nbs/13_gpt.ipynb #0507ba56
 class GPTModel(CausalModel):
-    "Embed tokens, read them from left to right, predict the next one with the embedding's own rows."
+    """Embed tokens, read them from left to right, predict the next one with the embedding's own
+    rows."""
     config_class = GPTConfig
     compiled_parts = ("stack",)  # what a trainer may hand to torch.compile
 
@@ -78,14 +95,21 @@ class GPTModel(CausalModel):
     def read(
         self,
         ids: Tensor,  # [B, L] int64
-        offset: int | Tensor = 0,  # position of the first of them; a [B] tensor gives each row its own
+        offset: int | Tensor = 0,  # position of the first of them; a [B] tensor gives each row its
+            # own
         real: Tensor | None = None,  # [B, held + L] bool, False at pads
         cache: KVCache | None = None,  # extended in place
     ) -> Tensor:  # [B, L, D] what is known behind each token
         "Embed tokens and run the stack; ValueError for more tokens than the context holds."
         config, length = self.config, ids.shape[1] + (0 if cache is None else cache.length)
-        if length > config.max_seq_len: raise ValueError(f"{length} tokens are read, max_seq_len is {config.max_seq_len}: shorten the text or train a longer model")
-        rotary = rotary_angles(ids.shape[1], config.hidden_size // config.num_heads, offset=offset, device=ids.device)
+        if length > config.max_seq_len:
+            raise ValueError(
+                f"{length} tokens are read, max_seq_len is {config.max_seq_len}: shorten the text "
+                "or train a longer model"
+            )
+        rotary = rotary_angles(
+            ids.shape[1], config.hidden_size // config.num_heads, offset=offset, device=ids.device
+        )
         return self.stack(self.embed_tokens(ids), rotary, mask=real, cache=cache)
 
     def read_tokens(
@@ -100,7 +124,8 @@ class GPTModel(CausalModel):
         self,
         input_ids: Tensor,  # [B, L] int64, the tokens that the cache doesn't hold yet
         cache: KVCache | None = None,  # what was read before; extended in place
-        real: Tensor | None = None,  # [B, held + L] bool, False at the pads in front; found by their id, and remembered by the cache, where None
+        real: Tensor | None = None,  # [B, held + L] bool, False at the pads in front; found by
+            # their id, and remembered by the cache, where None
     ) -> Prediction:  # logits [B, L, V]: at each token, those of the next one
         "Read tokens and predict what follows each; ValueError for more than the context holds."
         held, pad = 0 if cache is None else cache.length, self.config.pad_token_id
@@ -108,26 +133,39 @@ class GPTModel(CausalModel):
             new = None if pad is None or not (input_ids == pad).any() else input_ids != pad
             before = None if cache is None else cache.real
             if before is not None or new is not None:
-                real = torch.cat([input_ids.new_ones(len(input_ids), held, dtype=torch.bool) if before is None else before,
-                                  torch.ones_like(input_ids, dtype=torch.bool) if new is None else new], 1)
+                real = torch.cat(
+                    [
+                        input_ids.new_ones(len(input_ids), held, dtype=torch.bool)
+                        if before is None
+                        else before,
+                        torch.ones_like(input_ids, dtype=torch.bool) if new is None else new,
+                    ],
+                    1,
+                )
         if cache is not None: cache.real = real
-        offset = held if real is None else held - real.int().argmax(1)  # a row counts from its first real token
+        # a row counts from its first real token
+        offset = held if real is None else held - real.int().argmax(1)
         return Prediction(self.read_tokens(self.read(input_ids, offset, real, cache)))
 
     def read_prefixes(
         self,
         ids: Tensor,  # [B, L] int64 whole texts
     ) -> Tensor:  # [B, L, D] what is known before each token
-        "Read a text moved one place to the right, behind the token before the first; ValueError for one that is too long, and for pads in front of tokens."
+        """Read a text moved one place to the right, behind the token before the first; ValueError
+        for one that is too long, and for pads in front of tokens."""
         pad = self.config.pad_token_id
-        if pad is not None and ((ids[:, :-1] == pad) & (ids[:, 1:] != pad)).any(): raise ValueError(f"a pad ({pad}) stands in front of a token: put the pads of whole texts behind them")
+        if pad is not None and ((ids[:, :-1] == pad) & (ids[:, 1:] != pad)).any():
+            raise ValueError(
+                f"a pad ({pad}) stands in front of a token: put the pads of whole texts behind them"
+            )
         return self.read(F.pad(ids[:, :-1], (1, 0), value=self.config.bos_token_id))
 
     def next_token_logits(
         self,
         ids: Tensor,  # [B, L] int64 whole texts
         at: Tensor | None = None,  # [B, L] bool, tokens to read out; all where None
-    ) -> Tensor:  # [B, L, V], or [N, V] of the N tokens of `at`: of each token, from those before it alone
+    ) -> Tensor:  # [B, L, V], or [N, V] of the N tokens of `at`: of each token, from those before
+        # it alone
         "What a likelihood needs, in one call; raises what `read_prefixes` raises."
         x = self.read_prefixes(ids)
         return self.read_tokens(x if at is None else x[at])
@@ -142,9 +180,12 @@ class GPTModel(CausalModel):
         whole, pad = F.pad(ids, (1, 0), value=self.config.bos_token_id), self.config.pad_token_id
         real = None
         if pad is not None and (ids == pad).any():
-            before = (ids == pad).sum(1, keepdim=True)  # the pads of each row, which move one place to the left
+            # the pads of each row, which move one place to the left
+            before = (ids == pad).sum(1, keepdim=True)
             column = torch.arange(whole.shape[1], device=ids.device)
-            whole = whole.masked_fill(column < before, pad).masked_fill(column == before, self.config.bos_token_id)
+            whole = whole.masked_fill(column < before, pad).masked_fill(
+                column == before, self.config.bos_token_id
+            )
             real = whole != pad
         held = 0 if cache is None else cache.length
         return self(whole[:, held:], cache, real).logits[:, -1:]

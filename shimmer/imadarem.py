@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .corruption import Batch, Mask, check_mask_ratio, derive_noise, draw_noise, mask_tokens, masked_loss, real_tokens
+from .corruption import Batch, Mask, check_mask_ratio, derive_noise, draw_noise, mask_tokens
+from .corruption import masked_loss, real_tokens
 from .layers import TransformerBlock, rotary_angles
 from .models import Prediction, PretrainedModel, evaluation_mode, init_weights
 from .policies import EntropyThreshold, RefineGate, sample_categorical, sampling_device
@@ -25,7 +26,8 @@ GateObjective = Literal["replacement", "mixture", "supervised"]
 
 @dataclass
 class ImplicitRefinementConfig:
-    "Shape and sampling of an `ImplicitRefinementModel`, with the source text's names and defaults; ValueError for what can't be built."
+    """Shape and sampling of an `ImplicitRefinementModel`, with the source text's names and
+    defaults; ValueError for what can't be built."""
     vocab_size: int  # tokens it can write
     hidden_size: int = 128  # width of a position's latent
     num_layers: int = 3  # transformer blocks, the same ones in every refinement
@@ -34,12 +36,15 @@ class ImplicitRefinementConfig:
     max_refinement_steps: int = 6  # K, calls of a generation at most
     dropout: float = 0.1  # share of each branch's features dropped in training
     use_self_cond: bool = True  # show the network its last prediction
-    stop_threshold: float = 0.02  # a generation ends when less than this share of the tokens changes
-    min_refine_uncertainty: float = 0.1  # nats of entropy above which a token is written again; without a gate
+    # a generation ends when less than this share of the tokens changes
+    stop_threshold: float = 0.02
+    # nats of entropy above which a token is written again; without a gate
+    min_refine_uncertainty: float = 0.1
     ema_decay: float = 0.995  # of the teacher's average; without a gate
     diversity_weight: float = 0.05  # weight of the entropy of the average prediction, in the loss
     sampling_temperature: float = 1.2  # of the drawn tokens
-    use_refine_gate: bool = True  # the gate of version V, or the entropy threshold of the first version
+    # the gate of version V, or the entropy threshold of the first version
+    use_refine_gate: bool = True
 
     mask_token_id: int | None = None  # one past the vocabulary where None
     pad_token_id: int | None = None  # never attended to where given
@@ -52,32 +57,63 @@ class ImplicitRefinementConfig:
 
     def __post_init__(self):
         if self.mask_token_id is None: self.mask_token_id = self.vocab_size
-        for name in ("vocab_size", "hidden_size", "num_layers", "max_seq_len", "max_refinement_steps"):
-            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "max_seq_len",
+            "max_refinement_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
         for name in ("dropout", "stop_threshold", "ema_decay", "edited_share", "token_noise"):
-            if not 0 <= getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give a share in [0, 1)")
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a share in [0, 1)")
         for name in ("min_refine_uncertainty", "diversity_weight", "sampling_temperature"):
-            if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
-        if self.gate_objective not in get_args(GateObjective): raise ValueError(f"gate_objective {self.gate_objective!r} is unknown: choose {', '.join(get_args(GateObjective))}")
-        special = {name: id for name in ("mask_token_id", "pad_token_id", "eos_token_id") if (id := getattr(self, name)) is not None}
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
+        if self.gate_objective not in get_args(GateObjective):
+            raise ValueError(
+                f"gate_objective {self.gate_objective!r} is unknown: choose "
+                f"{', '.join(get_args(GateObjective))}"
+            )
+        special = {
+            name: id
+            for name in ("mask_token_id", "pad_token_id", "eos_token_id")
+            if (id := getattr(self, name)) is not None
+        }
         for name, id in special.items():
-            top = self.vocab_size if name == "mask_token_id" else self.vocab_size - 1  # one row more than the vocabulary, for a mask that is no token
-            if not 0 <= id <= top: raise ValueError(f"{name} {id} lies outside 0..{top}: choose an id that the model has, or a larger vocab_size")
-        for name, other in (("mask_token_id", "pad_token_id"), ("mask_token_id", "eos_token_id"), ("pad_token_id", "eos_token_id")):
-            if name in special and special[name] == special.get(other): raise ValueError(f"{name} and {other} are both {special[name]}: give them ids of their own")
+            # one row more than the vocabulary, for a mask that is no token
+            top = self.vocab_size if name == "mask_token_id" else self.vocab_size - 1
+            if not 0 <= id <= top:
+                raise ValueError(
+                    f"{name} {id} lies outside 0..{top}: choose an id that the model has, or a "
+                    "larger vocab_size"
+                )
+        for name, other in (
+            ("mask_token_id", "pad_token_id"),
+            ("mask_token_id", "eos_token_id"),
+            ("pad_token_id", "eos_token_id"),
+        ):
+            if name in special and special[name] == special.get(other):
+                raise ValueError(
+                    f"{name} and {other} are both {special[name]}: give them ids of their own"
+                )
 
 # %% ../nbs/15_imadarem.ipynb #5c834583
 def sinusoidal_positions(
     length: int,  # positions
     size: int,  # even, features of a position
 ) -> Tensor:  # [length, size] float32
-    "Sinusoidal positions: the sines of falling frequencies, then their cosines; ValueError for an odd size."
+    """Sinusoidal positions: the sines of falling frequencies, then their cosines; ValueError for an
+    odd size."""
     cos, sin = rotary_angles(length, size)
     return torch.cat([sin, cos], -1)
 
 # %% ../nbs/15_imadarem.ipynb #4711faf7
 class RefinementNetwork(nn.Module):
-    "One refinement: a canvas, the time and the last prediction in; logits and the gate's logit out."
+    """One refinement: a canvas, the time and the last prediction in; logits and the gate's logit
+    out."""
     positions: Tensor  # [max_seq_len, D]
     unrotated: Tensor  # cos and sin of no rotation
 
@@ -90,13 +126,22 @@ class RefinementNetwork(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size + 1, D)
         self.position_decay = nn.Parameter(torch.ones(config.max_seq_len, 1))
         self.time = nn.Sequential(nn.Linear(1, D), nn.SiLU(), nn.Linear(D, D))
-        self.self_cond = nn.Linear(config.vocab_size, D, bias=False) if config.use_self_cond else None
-        self.blocks = nn.ModuleList(TransformerBlock(D, config.num_heads, config.qk_norm, config.dropout) for _ in range(config.num_layers))
+        self.self_cond = (
+            nn.Linear(config.vocab_size, D, bias=False) if config.use_self_cond else None
+        )
+        self.blocks = nn.ModuleList(
+            TransformerBlock(D, config.num_heads, config.qk_norm, config.dropout)
+            for _ in range(config.num_layers)
+        )
         self.norm = nn.RMSNorm(D)
         self.lm_head = nn.Linear(D, config.vocab_size, bias=False)
         self.gate_head = nn.Linear(D, 1) if config.use_refine_gate else None
-        self.register_buffer("positions", 0.1 * sinusoidal_positions(config.max_seq_len, D), persistent=False)
-        self.register_buffer("unrotated", torch.stack(rotary_angles(1, D // config.num_heads)), persistent=False)
+        self.register_buffer(
+            "positions", 0.1 * sinusoidal_positions(config.max_seq_len, D), persistent=False
+        )
+        self.register_buffer(
+            "unrotated", torch.stack(rotary_angles(1, D // config.num_heads)), persistent=False
+        )
         init_weights(self, config.num_layers, skip=("position",))
         if self.gate_head is not None: nn.init.constant_(self.gate_head.bias, 2.0)
 
@@ -104,17 +149,32 @@ class RefinementNetwork(nn.Module):
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         time: Tensor,  # [B] in [0, 1], the share that is known
-        guess: Tensor | None = None,  # [B, L, V] probabilities of the prediction before; none, or 0, at the first call
-    ) -> tuple[Tensor, Tensor | None]:  # [B, L, V] float32 logits, those of mask and pad −inf; [B, L] the gate's logit, None without a gate
+        guess: Tensor | None = None,  # [B, L, V] probabilities of the prediction before; 0 or none
+            # at the first call
+    ) -> tuple[Tensor, Tensor | None]:  # [B, L, V] float32 logits, those of mask and pad −inf;
+        # [B, L] the gate's logit, None without a gate
         "Predict every position of a canvas."
         config, L = self.config, ids.shape[1]
-        x = self.embed_tokens(ids) + self.position_decay[:L] * self.positions[:L] + self.time(time[:, None])[:, None]
-        if self.self_cond is not None and guess is not None: x = x + self.self_cond(guess.to(x.dtype))
+        x = (
+            self.embed_tokens(ids)
+            + self.position_decay[:L] * self.positions[:L]
+            + self.time(time[:, None])[:, None]
+        )
+        if self.self_cond is not None and guess is not None:
+            x = x + self.self_cond(guess.to(x.dtype))
         real = None if config.pad_token_id is None else ids != config.pad_token_id
         for block in self.blocks: x = block(x, (self.unrotated[0], self.unrotated[1]), mask=real)
         x = self.norm(x)
-        impossible = [i for i in (config.mask_token_id, config.pad_token_id) if i is not None and i < config.vocab_size]
-        logits = self.lm_head(x).float().index_fill(-1, torch.tensor(impossible, dtype=torch.int64, device=x.device), -math.inf)
+        impossible = [
+            i
+            for i in (config.mask_token_id, config.pad_token_id)
+            if i is not None and i < config.vocab_size
+        ]
+        logits = (
+            self.lm_head(x)
+            .float()
+            .index_fill(-1, torch.tensor(impossible, dtype=torch.int64, device=x.device), -math.inf)
+        )
         return logits, None if self.gate_head is None else self.gate_head(x).squeeze(-1).float()
 
 # %% ../nbs/15_imadarem.ipynb #5f9e18cc
@@ -124,47 +184,64 @@ def mix(
     ids: Tensor,  # [...] int64, the tokens that stand there
     config: ImplicitRefinementConfig,  # says what stands for a mask, and the objective
 ) -> Tensor:  # [..., V] log-probabilities of the token that ought to stand there
-    "What a model with a gate says of each position: the mixture of keeping its token and writing another; the prediction alone without a gate, or with a supervised one."
+    """What a model with a gate says of each position: the mixture of keeping its token and writing
+    another; the prediction alone without a gate, or with a supervised one."""
     if gate is None or config.gate_objective == "supervised": return logits.log_softmax(-1)
-    visible, token = torch.ne(ids, config.mask_token_id)[..., None], ids.clamp(max=config.vocab_size - 1)[..., None]
+    visible, token = (
+        torch.ne(ids, config.mask_token_id)[..., None],
+        ids.clamp(max=config.vocab_size - 1)[..., None],
+    )
     again, stays = F.logsigmoid(gate)[..., None], F.logsigmoid(-gate)[..., None]
     if config.gate_objective == "mixture":
         written = logits.log_softmax(-1) + again
         here = written.gather(-1, token)
         return written.scatter(-1, token, torch.where(visible, torch.logaddexp(here, stays), here))
-    here = logits.gather(-1, token).masked_fill(visible, -math.inf)  # another token than the one that stands there
-    written = logits.scatter(-1, token, here).log_softmax(-1) + again.masked_fill(~visible, 0.0)  # a mask is always written
+    # another token than the one that stands there
+    here = logits.gather(-1, token).masked_fill(visible, -math.inf)
+    # a mask is always written
+    written = logits.scatter(-1, token, here).log_softmax(-1) + again.masked_fill(~visible, 0.0)
     return written.scatter(-1, token, torch.where(visible, stays, written.gather(-1, token)))
 
 # %% ../nbs/15_imadarem.ipynb #7880555d
 class Corrupted(NamedTuple):
     "A training canvas and what the network gets beside it."
-    canvas: Tensor  # [B, L] int64: hidden tokens masked or filled with the model's own draws, some visible ones replaced
+    # [B, L] int64: hidden tokens masked or filled with the model's own draws, some visible ones
+    # replaced
+    canvas: Tensor
     unknown: Mask  # the tokens that were hidden, filled ones included
     time: Tensor  # [B] share of the tokens that was not hidden
-    guess: Tensor | None  # [B, L, V] the first pass's probabilities, 0 in rows that go without; None without self-conditioning
+    # [B, L, V] the first pass's probabilities, 0 in rows that go without; None without
+    # self-conditioning
+    guess: Tensor | None
 
 # %% ../nbs/15_imadarem.ipynb #4246c79b
 class ImplicitRefinementModel(PretrainedModel):
-    "A canvas model that predicts all positions at once and says, by a gate or by its teacher's entropy, which of them to write again."
+    """A canvas model that predicts all positions at once and says, by a gate or by its teacher's
+    entropy, which of them to write again."""
     config_class = ImplicitRefinementConfig
     compiled_parts = ("network",)  # what a trainer may hand to torch.compile
 
     def __init__(
         self,
         config: ImplicitRefinementConfig,
-        tokenizer: Any = None,  # its special ids are taken over where given; ValueError where they collide, or lie outside the vocabulary
+        tokenizer: Any = None,  # its special ids are taken over where given; ValueError where they
+            # collide, or lie outside the vocabulary
     ):
         super().__init__()
         if tokenizer is not None:
             special = special_token_ids(tokenizer)
-            config = replace(config, mask_token_id=special.mask, pad_token_id=getattr(tokenizer, "pad_token_id", None), eos_token_id=special.eos)
+            config = replace(
+                config, mask_token_id=special.mask,
+                pad_token_id=getattr(tokenizer, "pad_token_id", None), eos_token_id=special.eos,
+            )
         self.config, self.network, self.teacher = config, RefinementNetwork(config), None
         self.init_teacher()
 
     def init_teacher(self):
-        "Start the teacher as a copy of the network; a model with a gate needs none, and this does nothing."
-        if not self.config.use_refine_gate: self.teacher = copy.deepcopy(self.network).requires_grad_(False)
+        """Start the teacher as a copy of the network; a model with a gate needs none, and this does
+        nothing."""
+        if not self.config.use_refine_gate:
+            self.teacher = copy.deepcopy(self.network).requires_grad_(False)
 
     @torch.no_grad()
     def after_update(
@@ -174,7 +251,9 @@ class ImplicitRefinementModel(PretrainedModel):
         "Let the teacher follow; what a trainer calls after each update."
         if self.teacher is None: return
         decay = min(self.config.ema_decay, step / (step + 10))
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.network.parameters()), 1 - decay)
+        torch._foreach_lerp_(
+            list(self.teacher.parameters()), list(self.network.parameters()), 1 - decay
+        )
 
     def known_share(
         self,
@@ -189,18 +268,32 @@ class ImplicitRefinementModel(PretrainedModel):
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         state: tuple[Tensor, Tensor] | None = None,  # the `state` of the call before
         at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
-    ) -> Prediction:  # logits [B, L, V]: log-probabilities of the mixture; confidence [B, L]: 1 − effective gate, 0 at masks; without a gate exp(−entropy) of the teacher; state: probabilities [B, L, V] and time [B]
-        "What samplers and likelihoods call. Time is the known share at first, and moves by 1/K a call, or less while masks are left."
+    ) -> Prediction:  # logits [B, L, V]: log-probabilities of the mixture; confidence [B, L]: 1 −
+        # effective gate, 0 at masks; without a gate exp(−entropy) of the teacher; state:
+        # probabilities [B, L, V] and time [B]
+        """What samplers and likelihoods call. Time is the known share at first, and moves by 1/K a
+        call, or less while masks are left."""
         config, guess, time = self.config, None, self.known_share(ids)
-        if state is not None: guess, time = state[0], torch.minimum(time, state[1] + 1 / config.max_refinement_steps)
+        if state is not None:
+            guess, time = state[0], torch.minimum(time, state[1] + 1 / config.max_refinement_steps)
         logits, gate = self.network(ids, time, guess)
-        log_probs, masked = mix(logits, gate, ids, config).log_softmax(-1), ids == config.mask_token_id  # of a mask's mixture only what is written counts
+        # of a mask's mixture only what is written counts
+        log_probs, masked = (
+            mix(logits, gate, ids, config).log_softmax(-1),
+            ids == config.mask_token_id,
+        )
         if gate is None:
             assert self.teacher is not None  # a model without a gate has one
             held = self.teacher(ids, time, guess)[0].softmax(-1)
             confidence = torch.special.xlogy(held, held).sum(-1).exp()
-        elif config.gate_objective == "supervised": confidence = (-gate).sigmoid().masked_fill(masked, 0.0)
-        else: confidence = log_probs.gather(-1, ids.clamp(max=config.vocab_size - 1)[..., None])[..., 0].exp().masked_fill(masked, 0.0)
+        elif config.gate_objective == "supervised":
+            confidence = (-gate).sigmoid().masked_fill(masked, 0.0)
+        else:
+            confidence = (
+                log_probs.gather(-1, ids.clamp(max=config.vocab_size - 1)[..., None])[..., 0]
+                .exp()
+                .masked_fill(masked, 0.0)
+            )
         return Prediction(log_probs, confidence, (logits.softmax(-1), time)).at(at)
 
     @torch.no_grad()
@@ -210,7 +303,8 @@ class ImplicitRefinementModel(PretrainedModel):
         canvas: Tensor,  # [B, L] int64, the masked canvas
         unknown: Mask,  # what is hidden in it
     ) -> Tensor:  # [B, L, V] logits, without gradient
-        "The reading that self-conditioning and the model's own mistakes come from: of the same canvas, so that it knows no more."
+        """The reading that self-conditioning and the model's own mistakes come from: of the same
+        canvas, so that it knows no more."""
         with evaluation_mode(self.network): return self.network(canvas, 1 - unknown.ratio)[0]
 
     def corrupt(
@@ -218,22 +312,31 @@ class ImplicitRefinementModel(PretrainedModel):
         batch: Batch,  # ids [B, L] and noise [B, 1 + L]
         mask_ratio: tuple[float, float],  # range of 1 − t/K
     ) -> Corrupted:
-        "Hide tokens, and in a share of the rows fill hidden ones with the model's draws and replace visible ones at random."
+        """Hide tokens, and in a share of the rows fill hidden ones with the model's draws and
+        replace visible ones at random."""
         config, ids, real = self.config, batch.ids, real_tokens(self.config, batch.ids)
         unknown = mask_tokens(batch.noise, mask_ratio, real)
         canvas = ids.masked_fill(unknown.masked, config.mask_token_id)
         logits = self.first_guess(batch, canvas, unknown)
         (u, pick, draw, hit, token) = (derive_noise(batch.noise, number) for number in range(1, 6))
-        edited, alone = u[:, :1] < config.edited_share, u[:, :1] > (1 + config.edited_share) / 2  # [B, 1] rows
-        share = torch.where(pick[:, :1] < 0.5, 1.0, draw[:, :1])  # of the hidden tokens to fill: all, or any share
+        # [B, 1] rows
+        edited, alone = u[:, :1] < config.edited_share, u[:, :1] > (1 + config.edited_share) / 2
+        # of the hidden tokens to fill: all, or any share
+        share = torch.where(pick[:, :1] < 0.5, 1.0, draw[:, :1])
         filled = unknown.masked & edited & (pick[:, 1:] < share)
         work = sampling_device(ids.device)
-        drawn = sample_categorical(logits[filled].to(work).double().log_softmax(-1), draw[:, 1:][filled].to(work).double(), 1.0)
+        drawn = sample_categorical(
+            logits[filled].to(work).double().log_softmax(-1), draw[:, 1:][filled].to(work).double(),
+            1.0,
+        )
         canvas = canvas.masked_scatter(filled, drawn.to(ids.device))
         replaced = ~unknown.masked & real & edited & (hit[:, 1:] < config.token_noise)
         random = (token[:, 1:] * config.vocab_size).long()
-        for special in (config.mask_token_id, config.pad_token_id): replaced = replaced & (random != special) if special is not None else replaced
-        guess = logits.softmax(-1).masked_fill(alone[..., None], 0.0) if config.use_self_cond else None
+        for special in (config.mask_token_id, config.pad_token_id):
+            replaced = replaced & (random != special) if special is not None else replaced
+        guess = (
+            logits.softmax(-1).masked_fill(alone[..., None], 0.0) if config.use_self_cond else None
+        )
         return Corrupted(torch.where(replaced, random, canvas), unknown, 1 - unknown.ratio, guess)
 
     def position_costs(
@@ -246,27 +349,46 @@ class ImplicitRefinementModel(PretrainedModel):
         "What each position costs by the config's objective."
         nats = -mix(logits, gate, canvas, self.config).gather(-1, ids[..., None])[..., 0]
         if gate is None or self.config.gate_objective != "supervised": return nats
-        return nats + F.binary_cross_entropy_with_logits(gate, (canvas != ids).float(), reduction="none")
+        return nats + F.binary_cross_entropy_with_logits(
+            gate, (canvas != ids).float(), reduction="none"
+        )
 
     def loss(
         self,
-        batch: Batch | Tensor,  # ids [B, L] and noise [B, 1 + L]; or ids alone, whose noise is drawn from the seed
+        batch: Batch | Tensor,  # ids [B, L] and noise [B, 1 + L]; or ids alone, whose noise is
+            # drawn from the seed
         mask_ratio: tuple[float, float] = (1e-6, 1.0),  # range of the share of hidden tokens
         seed: int = 0,  # of the noise, where only ids are given
     ) -> dict[str, Tensor]:  # scalars in nats: "loss" and its parts
-        "Negative log-likelihood of the mixture at every position, less the diversity of the average prediction."
-        if isinstance(batch, Tensor): batch = Batch(batch, draw_noise(batch.shape[0], batch.shape[1], torch.Generator().manual_seed(seed)).to(batch.device))
+        """Negative log-likelihood of the mixture at every position, less the diversity of the
+        average prediction."""
+        if isinstance(batch, Tensor):
+            batch = Batch(
+                batch,
+                draw_noise(batch.shape[0], batch.shape[1], torch.Generator().manual_seed(seed)).to(
+                    batch.device
+                ),
+            )
         canvas, unknown, time, guess = self.corrupt(batch, mask_ratio)
         logits, gate = self.network(canvas, time, guess)
-        nats, visible = self.position_costs(logits, gate, canvas, batch.ids), ~unknown.masked & real_tokens(self.config, batch.ids)
+        nats, visible = (
+            self.position_costs(logits, gate, canvas, batch.ids),
+            ~unknown.masked & real_tokens(self.config, batch.ids),
+        )
         token_loss = masked_loss(nats[unknown.masked], unknown)
         visible_loss = torch.where(visible, nats, 0.0).sum() / visible.sum().clamp(min=1)
         average = logits[unknown.masked].softmax(-1).mean(0)
         diversity = -(average * average.clamp(min=1e-9).log()).sum()
-        return {"loss": token_loss + visible_loss - self.config.diversity_weight * diversity, "token_loss": token_loss.detach(), "visible_loss": visible_loss.detach(), "diversity": diversity.detach()}
+        return {
+            "loss": token_loss + visible_loss - self.config.diversity_weight * diversity,
+            "token_loss": token_loss.detach(),
+            "visible_loss": visible_loss.detach(),
+            "diversity": diversity.detach(),
+        }
 
     def default_policy(self) -> RefineGate | EntropyThreshold:
-        "How the source texts sample from it: by the gate where there is one, by the entropy threshold where not."
+        """How the source texts sample from it: by the gate where there is one, by the entropy
+        threshold where not."""
         config = self.config
         if config.use_refine_gate: return RefineGate(stop_threshold=config.stop_threshold)
         return EntropyThreshold(config.min_refine_uncertainty, config.stop_threshold)

@@ -19,10 +19,16 @@ def rotary_angles(
     offset: int | Tensor = 0,  # position of the first token; a [B] tensor gives each row its own
     base: float = 10_000.0,  # the slowest pair turns by about 1/base of the fastest's angle
     device: torch.device | str | None = None,
-) -> tuple[Tensor, Tensor]:  # cos and sin, each [length, head_dim/2] or [B, 1, length, head_dim/2], float32
+) -> tuple[Tensor, Tensor]:  # cos and sin, each [length, head_dim/2] or [B, 1, length, head_dim/2],
+    # float32
     "The rotation of each position, one angle a pair of features; ValueError for an odd head_dim."
-    if head_dim % 2: raise ValueError(f"head_dim is {head_dim}, and rotary positions turn pairs of features: make it even")
-    frequency = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    if head_dim % 2:
+        raise ValueError(
+            f"head_dim is {head_dim}, and rotary positions turn pairs of features: make it even"
+        )
+    frequency = base ** (
+        -torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    )
     position = torch.arange(length, device=device, dtype=torch.float32)
     if isinstance(offset, Tensor): position = (position + offset.to(position)[:, None])[:, None]
     else: position = position + offset
@@ -34,7 +40,8 @@ def rotate(
     cos: Tensor,  # from `rotary_angles`
     sin: Tensor,  # from `rotary_angles`
 ) -> Tensor:  # [B, H, L, head_dim], of x's type
-    "Turn each pair of features (i, i + head_dim/2) of each position by its angle, in float32 or better."
+    """Turn each pair of features (i, i + head_dim/2) of each position by its angle, in float32 or
+    better."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
@@ -42,15 +49,24 @@ def rotate(
 def attention_mask(
     queries: int,  # new tokens, L
     keys: int,  # held tokens and new ones
-    mask: Tensor | None = None,  # bool, True may be attended to: [B, keys], or [B, 1, L, keys] for a pattern of one's own
+    mask: Tensor | None = None,  # bool, True may be attended to: [B, keys], or [B, 1, L, keys] for
+        # a pattern of one's own
     causal: bool = False,  # query i sees keys 0 … keys − queries + i
     device: torch.device | str | None = None,
 ) -> Tensor | None:  # bool, broadcasts to [B, H, L, keys]; None where everything may be attended to
-    "Who may attend to whom; a query that would be left with nothing gets everything, so that it stays finite."
+    """Who may attend to whom; a query that would be left with nothing gets everything, so that it
+    stays finite."""
     if mask is not None:
-        if mask.dtype != torch.bool: raise ValueError(f"the mask is of {mask.dtype}, and attention masks are bool, True at real tokens: pass ids != pad_token_id")
+        if mask.dtype != torch.bool:
+            raise ValueError(
+                f"the mask is of {mask.dtype}, and attention masks are bool, True at real tokens: "
+                "pass ids != pad_token_id"
+            )
         if mask.ndim not in (2, 4) or mask.shape[-1] != keys:
-            raise ValueError(f"the mask has shape {tuple(mask.shape)} where attention sees {keys} keys: pass [B, {keys}], the tokens held in the cache included")
+            raise ValueError(
+                f"the mask has shape {tuple(mask.shape)} where attention sees {keys} keys: pass "
+                f"[B, {keys}], the tokens held in the cache included"
+            )
         if mask.ndim == 2: mask = mask[:, None, None]
     if causal and queries > 1:
         past = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
@@ -92,19 +108,24 @@ def attend(
     mask: Tensor | None = None,  # [B, keys] or [B, 1, L, keys] bool, True may be attended to
     causal: bool = False,  # query i sees keys 0 … keys − L + i
 ) -> Tensor:  # [B, H, L, head_dim]
-    "Attention by the fused kernel, or by plain products where those are faster: training in half precision on a CPU."
+    """Attention by the fused kernel, or by plain products where those are faster: training in half
+    precision on a CPU."""
     L, keys = q.shape[2], k.shape[2]
     if q.device.type == "cpu" and q.dtype.itemsize == 2 and q.requires_grad and keys <= PLAIN_KEYS:
         allowed = attention_mask(L, keys, mask, causal, q.device)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if allowed is not None: scores = scores.masked_fill(~allowed, -math.inf)
         return scores.softmax(-1).to(v.dtype) @ v
-    if causal and mask is None and keys == L: return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask(L, keys, mask, causal, q.device))
+    if causal and mask is None and keys == L:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=attention_mask(L, keys, mask, causal, q.device)
+    )
 
 # %% ../nbs/04_layers.ipynb #cf64e725
 class Attention(nn.Module):
-    "Multi-head self-attention with rotary positions: bidirectional, causal, or causal with a cache."
+    """Multi-head self-attention with rotary positions: bidirectional, causal, or causal with a
+    cache."""
     def __init__(
         self,
         hidden_size: int,  # D, a multiple of 2 · num_heads
@@ -112,8 +133,16 @@ class Attention(nn.Module):
         qk_norm: bool = False,  # normalise queries and keys, which bounds the logits
     ):
         super().__init__()
-        if num_heads < 1 or hidden_size % num_heads: raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}: choose a multiple")
-        if hidden_size // num_heads % 2: raise ValueError(f"hidden_size / num_heads is {hidden_size // num_heads}, and rotary positions turn pairs of features: make it even")
+        if num_heads < 1 or hidden_size % num_heads:
+            raise ValueError(
+                f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}: choose a "
+                "multiple"
+            )
+        if hidden_size // num_heads % 2:
+            raise ValueError(
+                f"hidden_size / num_heads is {hidden_size // num_heads}, and rotary positions "
+                "turn pairs of features: make it even"
+            )
         self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -124,16 +153,21 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # [B, L, D] the new tokens
         rotary: tuple[Tensor, Tensor],  # their `rotary_angles`
-        mask: Tensor | None = None,  # [B, held + L] bool, True at real tokens; or [B, 1, L, held + L]
+        mask: Tensor | None = None,  # [B, held + L] bool, True at real tokens; or [B, 1, L, held +
+            # L]
         causal: bool = False,  # no token sees a later one
         cache: KVCache | None = None,  # holds the tokens before; the new ones are appended
         layer: int = 0,  # which of the cache's layers this is
     ) -> Tensor:  # [B, L, D]
-        "Let every new token read from those it may attend to; ValueError for a mask of another shape or type."
+        """Let every new token read from those it may attend to; ValueError for a mask of another
+        shape or type."""
         B, L, D = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)  # 3 × [B, H, L, head_dim]
+        # 3 × [B, H, L, head_dim]
+        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = (norm(t.to(norm.weight.dtype)) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
+            q, k = (
+                norm(t.to(norm.weight.dtype)) for norm, t in ((self.q_norm, q), (self.k_norm, k))
+            )
         q, k = (rotate(t, *rotary).to(v.dtype) for t in (q, k))
         if cache is not None: k, v = cache.extend(layer, k, v)
         return self.out(attend(q, k, v, mask, causal).transpose(1, 2).reshape(B, L, D))
@@ -169,7 +203,10 @@ class TransformerBlock(nn.Module):
         dropout: float = 0.0,  # share of each branch's features dropped in training
     ):
         super().__init__()
-        self.attention_norm, self.attention = nn.RMSNorm(hidden_size), Attention(hidden_size, num_heads, qk_norm)
+        self.attention_norm, self.attention = (
+            nn.RMSNorm(hidden_size),
+            Attention(hidden_size, num_heads, qk_norm),
+        )
         self.mlp_norm, self.mlp = nn.RMSNorm(hidden_size), SwiGLU(hidden_size)
         self.dropout = nn.Dropout(dropout)
 

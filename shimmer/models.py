@@ -32,14 +32,16 @@ from .corruption import real_tokens
 class Prediction(NamedTuple):
     "What a model says about the positions of a canvas: all of them, or the N that were asked for."
     logits: Tensor  # [B, L, V] or [N, V] unnormalised log-probabilities; −inf: can't be written
-    confidence: Tensor | None = None  # [B, L] or [N] in [0, 1]: probability that no more work is needed
+    # [B, L] or [N] in [0, 1]: probability that no more work is needed
+    confidence: Tensor | None = None
     state: Any = None  # whatever the model carries to its next call
 
     def at(
         self,
         where: Tensor | None,  # [B, L] bool; all positions where None
     ) -> "Prediction":  # of the positions asked for, [N, …] in reading order
-        "Keep what is said about some positions: the slow way to answer `at`, and the definition of it."
+        """Keep what is said about some positions: the slow way to answer `at`, and the definition
+        of it."""
         if where is None: return self
         held = None if self.confidence is None else self.confidence[where]
         return Prediction(self.logits[where], held, self.state)
@@ -47,7 +49,8 @@ class Prediction(NamedTuple):
 # %% ../nbs/05_models.ipynb #0ff06bc6
 @runtime_checkable
 class Denoiser(Protocol):
-    "A model that fills canvases. Its config has vocab_size, mask_token_id, max_seq_len and perhaps pad_token_id."
+    """A model that fills canvases. Its config has vocab_size, mask_token_id, max_seq_len and
+    perhaps pad_token_id."""
     config: Any
 
     def denoise(
@@ -55,20 +58,23 @@ class Denoiser(Protocol):
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         state: Any = None,  # the `state` of an earlier call on canvases of the same texts
         at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
-    ) -> Prediction:  # logits [B, L, V] and confidence [B, L]; [N, V] and [N] of the N positions of `at`
+    ) -> Prediction:  # logits [B, L, V] and confidence [B, L]; [N, V] and [N] of the N positions of
+        # `at`
         "Say what stands at each position."
         ...
 
 @runtime_checkable
 class CausalLM(Protocol):
-    "A model that reads from left to right. Its config has vocab_size, max_seq_len and perhaps pad_token_id."
+    """A model that reads from left to right. Its config has vocab_size, max_seq_len and perhaps
+    pad_token_id."""
     config: Any
 
     def next_token_logits(
         self,
         ids: Tensor,  # [B, L] int64 whole texts, pads behind them
         at: Tensor | None = None,  # [B, L] bool, tokens to read out; all where None
-    ) -> Tensor:  # [B, L, V], or [N, V] of the N tokens of `at`: of each token, from those before it alone
+    ) -> Tensor:  # [B, L, V], or [N, V] of the N tokens of `at`: of each token, from those before
+        # it alone
         "Predict every token of a text from what precedes it."
         ...
 
@@ -81,7 +87,8 @@ class ExactConfig(NamedTuple):
     max_seq_len: int
 
 class ExactDenoiser(nn.Module):
-    "The true conditionals of a finite list of texts: the denoiser that a perfectly trained network would be."
+    """The true conditionals of a finite list of texts: the denoiser that a perfectly trained
+    network would be."""
     texts: Tensor
     p: Tensor
 
@@ -94,9 +101,12 @@ class ExactDenoiser(nn.Module):
         rows, end = tokenizer.encode_batch(list(texts)), tokenizer.eos_token_id
         length = 1 + max(map(len, rows))
         filled = [row + [end] * (length - len(row)) for row in rows]
-        self.register_buffer("texts", torch.tensor(filled))  # [N, L], each up to the edge of the canvas
+        # [N, L], each up to the edge of the canvas
+        self.register_buffer("texts", torch.tensor(filled))
         self.register_buffer("p", torch.tensor(list(texts.values())))  # [N]
-        self.config = ExactConfig(tokenizer.vocab_size, tokenizer.mask_token_id, tokenizer.pad_token_id, length)
+        self.config = ExactConfig(
+            tokenizer.vocab_size, tokenizer.mask_token_id, tokenizer.pad_token_id, length
+        )
 
     def denoise(
         self,
@@ -144,8 +154,11 @@ def check_denoiser(
 ) -> None:
     "ValueError for a model that fills no canvas."
     if not isinstance(model, Denoiser):
-        raise ValueError(f"{type(model).__name__} has no denoise, so it fills no holes: a model that appends "
-                         "is trained with NextToken, writes by generate_left_to_right and is scored by left_to_right_nll or nll")
+        raise ValueError(
+            f"{type(model).__name__} has no denoise, so it fills no holes: a model that appends "
+            "is trained with NextToken, writes by generate_left_to_right and is scored by "
+            "left_to_right_nll or nll"
+        )
 
 # %% ../nbs/05_models.ipynb #f14eb6e9
 RESIDUAL = ("out.weight", "down.weight")  # ends of the names of what writes to the residual stream
@@ -155,7 +168,8 @@ def init_weights(
     depth: int,  # blocks that add to one residual stream, repetitions counted
     skip: tuple[str, ...] = (),  # matrices whose names hold one of these are left as they are
 ) -> None:
-    "GPT-2's initialisation: matrices from a normal of 0.02, smaller where they write to the residual stream."
+    """GPT-2's initialisation: matrices from a normal of 0.02, smaller where they write to the
+    residual stream."""
     for name, p in module.named_parameters():
         if p.ndim == 2 and not any(part in name for part in skip):
             nn.init.normal_(p, std=0.02 / math.sqrt(2 * depth) if name.endswith(RESIDUAL) else 0.02)
@@ -169,41 +183,66 @@ def shipped_canvases() -> dict[str, Path]:  # their directories, by name
 def checkpoint_directory(
     source: str | Path,  # a directory, or the name of a canvas that comes with the library
 ) -> Path:  # need not exist
-    "Where a checkpoint lies on this machine: in the directory of that name, or else with the library."
+    """Where a checkpoint lies on this machine: in the directory of that name, or else with the
+    library."""
     directory = Path(os.path.expanduser(source))  # an unknown ~user stays as it is
-    return directory if (directory / "config.json").is_file() else shipped_canvases().get(str(source), directory)
+    return (
+        directory
+        if (directory / "config.json").is_file()
+        else shipped_canvases().get(str(source), directory)
+    )
 
 # %% ../nbs/05_models.ipynb #40521dc8
 def is_hub_id(
     source: str,
 ) -> bool:
-    "Whether a name has the form owner/name and no directory `owner` is here, so that the Hub may know it."
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None and not Path(source).parent.is_dir()
+    """Whether a name has the form owner/name and no directory `owner` is here, so that the Hub may
+    know it."""
+    return (
+        re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
+        and not Path(source).parent.is_dir()
+    )
 
 def download_checkpoint(
     source: str,  # a Hub id, owner/name
     **hub,  # revision, token, cache_dir, local_files_only, force_download
 ) -> Path:  # a directory with all its files
-    "A checkpoint of the Hub, tokenizer and all, on this machine; FileNotFoundError where the Hub doesn't give it."
+    """A checkpoint of the Hub, tokenizer and all, on this machine; FileNotFoundError where the Hub
+    doesn't give it."""
     try: return Path(snapshot_download(source, **hub))
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise FileNotFoundError(f"{source} is not a directory, and the Hub gave no checkpoint of that name ({reason}): check the spelling, the connection and the access rights") from error
+        raise FileNotFoundError(
+            f"{source} is not a directory, and the Hub gave no checkpoint of that name "
+            f"({reason}): check the spelling, the connection and the access rights"
+        ) from error
 
 def _find(
-    source: str | Path,  # a directory, the name of a canvas that comes with the library, or a Hub id
+    source: str | Path,  # a directory, the name of a canvas that comes with the library, or a Hub
+        # id
     name: str,  # the file wanted
     **hub,  # revision, token, cache_dir, local_files_only, force_download
 ) -> Path:
-    "A file of a checkpoint, downloaded where the source is a Hub id; FileNotFoundError where there is none."
+    """A file of a checkpoint, downloaded where the source is a Hub id; FileNotFoundError where
+    there is none."""
     directory = checkpoint_directory(source)
     if (directory / name).is_file(): return directory / name
-    if directory.is_dir(): raise FileNotFoundError(f"{directory} has no {name}: name a directory that save_pretrained wrote")
-    if not isinstance(source, str) or not is_hub_id(source): raise FileNotFoundError(f"{source} is not a directory: name one that save_pretrained wrote, a canvas that comes with shimmer ({', '.join(shipped_canvases())}), or a Hub id, owner/name")
+    if directory.is_dir():
+        raise FileNotFoundError(
+            f"{directory} has no {name}: name a directory that save_pretrained wrote"
+        )
+    if not isinstance(source, str) or not is_hub_id(source):
+        raise FileNotFoundError(
+            f"{source} is not a directory: name one that save_pretrained wrote, a canvas that "
+            f"comes with shimmer ({', '.join(shipped_canvases())}), or a Hub id, owner/name"
+        )
     try: return Path(hf_hub_download(str(source), name, **hub))
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise FileNotFoundError(f"{source} is not a directory, and the Hub gave no {name} of that name ({reason}): check the spelling, the connection and the access rights") from error
+        raise FileNotFoundError(
+            f"{source} is not a directory, and the Hub gave no {name} of that name ({reason}): "
+            "check the spelling, the connection and the access rights"
+        ) from error
 
 # %% ../nbs/05_models.ipynb #689be265
 def _read_config(
@@ -211,9 +250,15 @@ def _read_config(
 ) -> dict[str, Any]:
     "The fields of a config file; ValueError where it is no JSON object with a model_type."
     try: config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error: raise ValueError(f"{file} is not JSON ({error}): copy or save the checkpoint again") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is not JSON ({error}): copy or save the checkpoint again"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ValueError(f"{file} names no model_type, which says what model it belongs to: name a directory that save_pretrained wrote")
+        raise ValueError(
+            f"{file} names no model_type, which says what model it belongs to: name a directory "
+            "that save_pretrained wrote"
+        )
     return config
 
 MOST_REPEATS = 4096  # most layers, and most refinements in a call, that a config may ask for
@@ -229,17 +274,41 @@ def _build_config(
     values: dict[str, Any],  # from `_read_config`
     file: Path,  # named in errors
 ):
-    "The config dataclass of a config file; ValueError for fields that are unknown, missing or of another type."
+    """The config dataclass of a config file; ValueError for fields that are unknown, missing or of
+    another type."""
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     missing = dataclasses.MISSING
-    required = {n for n, f in fields.items() if f.default is missing and f.default_factory is missing}
-    if unknown := values.keys() - fields: raise ValueError(f"{file} has fields that {config_class.__name__} doesn't know ({', '.join(sorted(unknown))}): remove them, or load it with the version that saved it")
-    if absent := required - values.keys(): raise ValueError(f"{file} lacks {', '.join(sorted(absent))}, which {config_class.__name__} needs: add them, or save the checkpoint again")
+    required = {
+        n for n, f in fields.items() if f.default is missing and f.default_factory is missing
+    }
+    if unknown := values.keys() - fields:
+        raise ValueError(
+            f"{file} has fields that {config_class.__name__} doesn't know "
+            f"({', '.join(sorted(unknown))}): remove them, or load it with the version that saved "
+            "it"
+        )
+    if absent := required - values.keys():
+        raise ValueError(
+            f"{file} lacks {', '.join(sorted(absent))}, which {config_class.__name__} needs: add "
+            "them, or save the checkpoint again"
+        )
     for name, value in values.items():
         kind = fields[name].type
-        if not _fits(value, kind): raise ValueError(f"{file} has {name} = {json.dumps(value)}, which {config_class.__name__} takes as {getattr(kind, '__name__', kind)}: mend it, or save the checkpoint again")
-        if type(value) is int and abs(value) >= 2**31: raise ValueError(f"{file} has {name} = {value:.3g}, which no model has: mend it, or save the checkpoint again")
-        if type(value) is int and ("layers" in name or "steps" in name) and value > MOST_REPEATS: raise ValueError(f"{file} has {name} = {value:,}, and {MOST_REPEATS:,} is the most: mend it, or save the checkpoint again")
+        if not _fits(value, kind):
+            raise ValueError(
+                f"{file} has {name} = {json.dumps(value)}, which {config_class.__name__} takes as "
+                f"{getattr(kind, '__name__', kind)}: mend it, or save the checkpoint again"
+            )
+        if type(value) is int and abs(value) >= 2**31:
+            raise ValueError(
+                f"{file} has {name} = {value:.3g}, which no model has: mend it, or save the "
+                "checkpoint again"
+            )
+        if type(value) is int and ("layers" in name or "steps" in name) and value > MOST_REPEATS:
+            raise ValueError(
+                f"{file} has {name} = {value:,}, and {MOST_REPEATS:,} is the most: mend it, or "
+                "save the checkpoint again"
+            )
     try: return config_class(**values)
     except (TypeError, ValueError) as error: raise ValueError(f"{file}: {error}") from error
 
@@ -252,26 +321,56 @@ def _check_shapes(
     expected: dict[str, tuple[int, ...]],  # of the model that the config describes
     file: Path,  # a safetensors file
 ) -> None:
-    "Compare a file's header with what a config asks for; ValueError for a damaged file and for other shapes."
+    """Compare a file's header with what a config asks for; ValueError for a damaged file and for
+    other shapes."""
     try:
-        with safe_open(file, "pt") as stored: shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
+        with safe_open(file, "pt") as stored:
+            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
     except SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}): copy or save the checkpoint again") from error
-    wrong = [f"{n} {shapes[n]} for {expected[n]}" for n in shapes.keys() & expected if shapes[n] != expected[n]]
-    if wrong: raise ValueError(f"{file} has tensors of other shapes than its config asks for ({_some(wrong)}): pair it with the config.json it was saved with")
+        raise ValueError(
+            f"{file} is no whole safetensors file ({error}): copy or save the checkpoint again"
+        ) from error
+    wrong = [
+        f"{n} {shapes[n]} for {expected[n]}"
+        for n in shapes.keys() & expected
+        if shapes[n] != expected[n]
+    ]
+    if wrong:
+        raise ValueError(
+            f"{file} has tensors of other shapes than its config asks for ({_some(wrong)}): pair "
+            "it with the config.json it was saved with"
+        )
 
 def _load_weights(
     model: nn.Module,  # changed in place
     file: Path,  # a safetensors file
 ) -> None:
-    "Fill every tensor of a model; ValueError for a damaged file, for tensors missing or unknown, and for what is no number."
+    """Fill every tensor of a model; ValueError for a damaged file, for tensors missing or unknown,
+    and for what is no number."""
     try: missing, unknown = safetensors.torch.load_model(model, file, strict=False)
     except SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}): copy or save the checkpoint again") from error
-    if missing: raise ValueError(f"{file} lacks tensors of {type(model).__name__} ({_some(missing)}): pair it with the config.json it was saved with")
-    if unknown: raise ValueError(f"{file} has tensors that {type(model).__name__} doesn't know ({_some(unknown)}): pair it with the config.json it was saved with")
-    broken = [name for name, t in model.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
-    if broken: raise ValueError(f"{file} holds values that are no numbers ({_some(broken)}): its training failed or the file is damaged; take an earlier checkpoint")
+        raise ValueError(f"{file} is no whole safetensors file ({error}): copy or save the "
+                         "checkpoint again") from error
+    if missing:
+        raise ValueError(
+            f"{file} lacks tensors of {type(model).__name__} ({_some(missing)}): pair it with the "
+            "config.json it was saved with"
+        )
+    if unknown:
+        raise ValueError(
+            f"{file} has tensors that {type(model).__name__} doesn't know ({_some(unknown)}): "
+            "pair it with the config.json it was saved with"
+        )
+    broken = [
+        name
+        for name, t in model.state_dict().items()
+        if t.is_floating_point() and not t.isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f"{file} holds values that are no numbers ({_some(broken)}): its training failed or "
+            "the file is damaged; take an earlier checkpoint"
+        )
 
 # %% ../nbs/05_models.ipynb #6c3443b5
 _CARD = """---
@@ -286,14 +385,22 @@ A language model that refines a whole canvas, made with shimmer.
 
 # %% ../nbs/05_models.ipynb #1446d492
 class PretrainedModel(
-    nn.Module, PyTorchModelHubMixin, library_name="shimmer", tags=["text-generation"], model_card_template=_CARD
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="shimmer",
+    tags=["text-generation"],
+    model_card_template=_CARD,
 ):
-    "Base of every model: a directory of config.json and model.safetensors, or the same on the Hub, and back."
+    """Base of every model: a directory of config.json and model.safetensors, or the same on the
+    Hub, and back."""
     config: Any  # an instance of `config_class`
-    config_class: Any  # dataclass with a `model_type: str` of its own as default; a subclass's __init__ takes one and keeps it as `config`
+    # dataclass with a `model_type: str` of its own as default; a subclass's __init__ takes one and
+    # keeps it as `config`
+    config_class: Any
     _classes: dict[str, type["PretrainedModel"]] = {}  # by model_type; the latest definition counts
 
-    compiled_parts: tuple[str, ...] = ()  # names of the submodules that a trainer may hand to torch.compile
+    # names of the submodules that a trainer may hand to torch.compile
+    compiled_parts: tuple[str, ...] = ()
     carries_state: bool = False  # whether a call should be given the `state` of the call before
 
     def default_policy(
@@ -306,7 +413,10 @@ class PretrainedModel(
         self,
     ) -> Any:  # an `objectives.Objective`
         "What the model is trained for where nobody says otherwise; ValueError where it names none."
-        raise ValueError(f"{type(self).__name__} names no objective of its own: give the stage one, such as MaskedLM()")
+        raise ValueError(
+            f"{type(self).__name__} names no objective of its own: give the stage one, such as "
+            "MaskedLM()"
+        )
 
     def after_update(
         self,
@@ -326,7 +436,8 @@ class PretrainedModel(
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,  # a directory that save_pretrained wrote, a canvas that comes with shimmer, or a Hub id, owner/name
+        pretrained_model_name_or_path: str | Path,  # a directory that save_pretrained wrote, a
+            # canvas that comes with shimmer, or a Hub id, owner/name
         *,
         revision: str | None = None,  # branch, tag or commit on the Hub
         token: str | bool | None = None,  # Hub access
@@ -335,20 +446,37 @@ class PretrainedModel(
         force_download: bool = False,  # even if there already
         **model_kwargs,  # what the model's __init__ takes besides its config
     ):  # the model, on the CPU, in evaluation mode
-        "Load a model strictly; FileNotFoundError where something is missing, ValueError where it is damaged or another model's."
-        source, hub = pretrained_model_name_or_path, dict(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only, force_download=force_download)
+        """Load a model strictly; FileNotFoundError where something is missing, ValueError where it
+        is damaged or another model's."""
+        source, hub = (
+            pretrained_model_name_or_path,
+            dict(
+                revision=revision, token=token, cache_dir=cache_dir,
+                local_files_only=local_files_only, force_download=force_download,
+            ),
+        )
         file = _find(source, "config.json", **hub)
         values = _read_config(file)
         if cls is PretrainedModel: cls = _model_class(values["model_type"], file)
         if values["model_type"] != cls.config_class.model_type:
-            raise ValueError(f"{file} is of model_type {values['model_type']!r}, and {cls.__name__} loads {cls.config_class.model_type!r}: use load_model, which finds the class")
+            raise ValueError(
+                f"{file} is of model_type {values['model_type']!r}, and {cls.__name__} loads "
+                f"{cls.config_class.model_type!r}: use load_model, which finds the class"
+            )
         config = _build_config(cls.config_class, values, file)
         weights = _find(source, "model.safetensors", **hub)
         with torch.random.fork_rng(devices=[]):
             try:
-                with torch.device("meta"): outline = cls(config, **model_kwargs)  # shapes without memory
-            except RuntimeError as error: raise ValueError(f"{file} asks for sizes that no tensor has ({error}): mend it, or save the checkpoint again") from error
-            _check_shapes({name: tuple(t.shape) for name, t in outline.state_dict().items()}, weights)
+                # shapes without memory
+                with torch.device("meta"): outline = cls(config, **model_kwargs)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{file} asks for sizes that no tensor has ({error}): mend it, or save the "
+                    "checkpoint again"
+                ) from error
+            _check_shapes(
+                {name: tuple(t.shape) for name, t in outline.state_dict().items()}, weights
+            )
             model = cls(config, **model_kwargs)
         _load_weights(model, weights)
         return model.eval()
@@ -358,15 +486,25 @@ def _model_class(
     model_type: str,
     file: Path,  # named in errors
 ) -> type[PretrainedModel]:
-    "The class that has registered a model_type; looks into the module of that name, then ValueError."
+    """The class that has registered a model_type; looks into the module of that name, then
+    ValueError."""
     known = PretrainedModel._classes
-    if model_type not in known and model_type.isidentifier() and importlib.util.find_spec(f"shimmer.{model_type}"):
+    if (
+        model_type not in known
+        and model_type.isidentifier()
+        and importlib.util.find_spec(f"shimmer.{model_type}")
+    ):
         importlib.import_module(f"shimmer.{model_type}")
     if model_type in known: return known[model_type]
-    raise ValueError(f"{file} is of model_type {model_type!r}, which is no room of this library and was not defined by an imported module (known so far: {', '.join(sorted(known)) or 'none'}): import the module that defines it, or load it with the version that saved it")
+    raise ValueError(
+        f"{file} is of model_type {model_type!r}, which is no room of this library and was not "
+        f"defined by an imported module (known so far: {', '.join(sorted(known)) or 'none'}): "
+        "import the module that defines it, or load it with the version that saved it"
+    )
 
 def load_model(
-    source: str | Path,  # a directory that save_pretrained wrote, a canvas that comes with shimmer, or a Hub id, owner/name
+    source: str | Path,  # a directory that save_pretrained wrote, a canvas that comes with shimmer,
+        # or a Hub id, owner/name
     **options,  # as for `PretrainedModel.from_pretrained`
 ) -> PretrainedModel:  # on the CPU, in evaluation mode
     "Load whatever model a checkpoint holds; raises what `PretrainedModel.from_pretrained` raises."
@@ -389,12 +527,14 @@ class CausalModel(PretrainedModel):
 
     def generate(
         self,
-        prompt_ids: Tensor | list[list[int]],  # [B, P], rows may begin with pads; or rows of different lengths
+        prompt_ids: Tensor | list[list[int]],  # [B, P], rows may begin with pads; or rows of
+            # different lengths
         max_new_tokens: int | None = None,  # as many as there is room for where None
         **sampling,  # temperature, top_k, top_p, seed, eos_token_id, … of `samplers.append_tokens`
     ) -> Tensor:  # [B, longest prompt + new] int64, shorter prompts with pads in front
         "Continue prompts by `samplers.append_tokens`, and raise what it raises."
-        samplers = importlib.import_module("shimmer.samplers")  # when it is asked for: a model needs none
+        # when it is asked for: a model needs none
+        samplers = importlib.import_module("shimmer.samplers")
         return samplers.append_tokens(self, prompt_ids, max_new_tokens, **sampling)[0]
 
 def continuation_logits(
@@ -406,7 +546,8 @@ def continuation_logits(
     "Logits of the tokens after texts, from any model that reads from left to right."
     if isinstance(model, CausalModel): return model.continuation_logits(ids, length, cache)
     real = real_tokens(model.config, ids)
-    text = nn.functional.pad(ids.gather(1, (~real).int().argsort(dim=1, stable=True)), (0, 1))  # pads behind, one place more
+    # pads behind, one place more
+    text = nn.functional.pad(ids.gather(1, (~real).int().argsort(dim=1, stable=True)), (0, 1))
     return model.next_token_logits(text)[torch.arange(len(ids)), real.sum(1)][:, None]
 
 def default_policy(

@@ -14,37 +14,50 @@ from typing import Any, Protocol, cast, get_args
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .corruption import Batch, Weighting, check_mask_ratio, mask_tokens, masked_loss, real_tokens
+from .corruption import Batch, Weighting, check_mask_ratio, mask_tokens, masked_loss
+from .corruption import real_tokens
 from .models import CausalLM, Denoiser, Prediction, PretrainedModel, check_denoiser
 
 # %% ../nbs/07_objectives.ipynb #e76ef29f
 class Objective(Protocol):
-    "What a stage of training minimises. A dataclass, so that two of them can be compared and one can be written down."
+    """What a stage of training minimises. A dataclass, so that two of them can be compared and one
+    can be written down."""
     def __call__(
         self,
         model: Any,  # a module that keeps the promise the objective needs
         batch: Batch,  # ids [B, L] and noise [B, 1 + L]
-    ) -> dict[str, Any]:  # scalars in nats, "loss" among them; perhaps "state", for the next loss on the same batch
+    ) -> dict[str, Any]:  # scalars in nats, "loss" among them; perhaps "state", for the next loss
+        # on the same batch
         "The losses, with their gradient."
         ...
 
 # %% ../nbs/07_objectives.ipynb #5ec3ab59
 @dataclass(frozen=True)
 class MaskedLM:
-    "Masked reconstruction, the objective of any `Denoiser`; ValueError for values that make no objective."
-    mask_ratio: tuple[float, float] = (0.1, 1.0)  # range that each row draws its share of masks from
-    num_refine_steps: int | tuple[int, int] | None = None  # K, or a range (low, high) to draw it from; the model's own where None
+    """Masked reconstruction, the objective of any `Denoiser`; ValueError for values that make no
+    objective."""
+    # range that each row draws its share of masks from
+    mask_ratio: tuple[float, float] = (0.1, 1.0)
+    # K, or a range (low, high) to draw it from; the model's own where None
+    num_refine_steps: int | tuple[int, int] | None = None
     weighting: Weighting = "elbo"  # how masked losses are averaged
     confidence_weight: float = 0.0  # weight of the confidence loss
 
     def __post_init__(self):
         check_mask_ratio(self.mask_ratio)
         K = self.num_refine_steps
-        low, high = (0, 0) if K is None else (K, K) if isinstance(K, int) else K if len(K) == 2 else (0, 0)
+        low, high = (
+            (0, 0) if K is None else (K, K) if isinstance(K, int) else K if len(K) == 2 else (0, 0)
+        )
         if K is not None and not 1 <= low <= high:
-            raise ValueError(f"num_refine_steps is {K}: give at least 1, or a range (low, high) from 1 on")
+            raise ValueError(
+                f"num_refine_steps is {K}: give at least 1, or a range (low, high) from 1 on"
+            )
         if self.weighting not in get_args(Weighting):
-            raise ValueError(f"weighting {self.weighting!r} is unknown: choose {' or '.join(get_args(Weighting))}")
+            raise ValueError(
+                f"weighting {self.weighting!r} is unknown: choose "
+                f"{' or '.join(get_args(Weighting))}"
+            )
         if not 0 <= self.confidence_weight < math.inf:
             raise ValueError(f"confidence_weight is {self.confidence_weight}: give 0 or more")
 
@@ -67,7 +80,8 @@ class MaskedLM:
         model: Denoiser,  # with `num_refine_steps` in its forward, where this objective sets it
         batch: Batch,  # ids [B, L] and noise [B, 1 + L]
     ) -> dict[str, Tensor]:  # scalars in nats: "loss" and its parts
-        "Cross-entropy at the hidden positions, and whether their likeliest tokens are right where confidence has a weight."
+        """Cross-entropy at the hidden positions, and whether their likeliest tokens are right where
+        confidence has a weight."""
         check_denoiser(model)
         mask = mask_tokens(batch.noise, self.mask_ratio, real_tokens(model.config, batch.ids))
         canvas = batch.ids.masked_fill(mask.masked, model.config.mask_token_id)
@@ -75,18 +89,29 @@ class MaskedLM:
         read: Callable[..., Prediction] = model.denoise
         if K is not None: read = partial(cast(Any, model), num_refine_steps=K)
         if isinstance(model, PretrainedModel) and model.carries_state:
-            first_call = batch.noise.sum(1) % 1 < 0.5  # half of the rows learn to start without a state
+            # half of the rows learn to start without a state
+            first_call = batch.noise.sum(1) % 1 < 0.5
             with torch.no_grad(): state = read(canvas, at=torch.zeros_like(mask.masked)).state
             state = state.masked_fill(first_call[:, None, None], 0.0)
         logits, held, _ = read(canvas, state=state, at=mask.masked)
         target = batch.ids[mask.masked]
-        token_loss = masked_loss(F.cross_entropy(logits, target, reduction="none"), mask, self.weighting)
+        token_loss = masked_loss(
+            F.cross_entropy(logits, target, reduction="none"), mask, self.weighting
+        )
         if not self.confidence_weight: return {"loss": token_loss}
-        if held is None: raise ValueError(f"confidence_weight is {self.confidence_weight}, and {type(model).__name__} has no confidence head: set it to 0, or give the model one")
+        if held is None:
+            raise ValueError(
+                f"confidence_weight is {self.confidence_weight}, and {type(model).__name__} has "
+                "no confidence head: set it to 0, or give the model one"
+            )
         right = (logits.argmax(-1) == target).float()
         surprise = F.binary_cross_entropy_with_logits(held.logit(eps=1e-7), right, reduction="none")
         confidence_loss = masked_loss(surprise, mask)
-        return {"loss": token_loss + self.confidence_weight * confidence_loss, "token_loss": token_loss.detach(), "confidence_loss": confidence_loss.detach()}
+        return {
+            "loss": token_loss + self.confidence_weight * confidence_loss,
+            "token_loss": token_loss.detach(),
+            "confidence_loss": confidence_loss.detach(),
+        }
 
 # %% ../nbs/07_objectives.ipynb #598b6d0b
 @dataclass(frozen=True)
@@ -98,8 +123,16 @@ class NextToken:
         batch: Batch,  # ids [B, L]; its noise is not used
     ) -> dict[str, Tensor]:  # "loss": scalar, nats per token
         "Next-token cross-entropy, averaged over real tokens."
-        if not isinstance(model, CausalLM): raise ValueError(f"{type(model).__name__} has no next_token_logits, and NextToken asks for it: train a canvas model with MaskedLM()")
+        if not isinstance(model, CausalLM):
+            raise ValueError(
+                f"{type(model).__name__} has no next_token_logits, and NextToken asks for it: "
+                "train a canvas model with MaskedLM()"
+            )
         if getattr(model.config, "pad_token_id", None) is None:
-            return {"loss": F.cross_entropy(model.next_token_logits(batch.ids).flatten(0, -2), batch.ids.flatten())}
+            return {
+                "loss": F.cross_entropy(
+                    model.next_token_logits(batch.ids).flatten(0, -2), batch.ids.flatten()
+                )
+            }
         real = real_tokens(model.config, batch.ids)
         return {"loss": F.cross_entropy(model.next_token_logits(batch.ids, real), batch.ids[real])}

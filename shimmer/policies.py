@@ -24,12 +24,14 @@ def sample_categorical(
     if temperature == 0: return log_probs.argmax(-1)
     cumulative = (log_probs / temperature).softmax(-1).cumsum(-1)
     total = cumulative[..., -1]  # 1 but for rounding
-    below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))  # so that no impossible token is reached
+    # so that no impossible token is reached
+    below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, below[..., None], right=True)[..., 0]
 
 # %% ../nbs/06_policies.ipynb #d42b3c9b
 class RowNoise:
-    "Uniform numbers from a generator for each row, so that a row's text depends neither on its batch nor on its pads."
+    """Uniform numbers from a generator for each row, so that a row's text depends neither on its
+    batch nor on its pads."""
     def __init__(
         self,
         seed: int,  # row i draws from seed + i
@@ -40,8 +42,13 @@ class RowNoise:
 
     def __call__(self) -> Tensor:  # [B, L] float64 in [0, 1), 0 at pads
         "The next number of every real position."
-        numbers = [torch.rand(n, generator=g, dtype=torch.float64) for n, g in zip(self.real.sum(1).tolist(), self.generators)]
-        return torch.zeros(self.real.shape, dtype=torch.float64).masked_scatter(self.real, torch.cat(numbers))
+        numbers = [
+            torch.rand(n, generator=g, dtype=torch.float64)
+            for n, g in zip(self.real.sum(1).tolist(), self.generators)
+        ]
+        return torch.zeros(self.real.shape, dtype=torch.float64).masked_scatter(
+            self.real, torch.cat(numbers)
+        )
 
 # %% ../nbs/06_policies.ipynb #e3f5ec81
 def sampling_device(
@@ -58,15 +65,19 @@ Order = Literal["max_prob", "margin", "entropy", "random", "left_to_right"]
 # %% ../nbs/06_policies.ipynb #a55046bb
 @dataclass
 class SamplerState:
-    "What a policy sees before it decides: the canvas, what may change, what the model says, what was drawn."
+    """What a policy sees before it decides: the canvas, what may change, what the model says, what
+    was drawn."""
     step: int  # calls made before this one
     num_steps: int  # calls there may be
     ids: Tensor  # [B, L] the canvas
     masked: Tensor  # [B, L] bool, positions that wait for a token
-    editable: Tensor  # [B, L] bool, positions that may change: the masked, and for a policy that reopens the written ones too
+    # [B, L] bool, positions that may change: the masked, and for a policy that reopens the written
+    # ones too
+    editable: Tensor
     num_masked: Tensor  # [B] positions that were masked at the start
     log_probs: Tensor  # [N, V] float64, at temperature 1, of the N open positions in reading order
-    drawn: Tensor  # [B, L] the token that would be written; at closed positions the one that stands there
+    # [B, L] the token that would be written; at closed positions the one that stands there
+    drawn: Tensor
     noise: Tensor  # [B, L] float64 in [0, 1), for rules that need chance
     head: Tensor | None  # [B, L] the model's own confidence in what stands at each position
 
@@ -97,13 +108,21 @@ class SamplerState:
         self,
         order: Order,  # what makes a position come early
     ) -> Tensor:  # [B, L] float64, greater comes first
-        "Rank open positions by a rule that looks at the canvas alone, never at the drawn tokens; ValueError for an unknown one."
+        """Rank open positions by a rule that looks at the canvas alone, never at the drawn tokens;
+        ValueError for an unknown one."""
         if order == "max_prob": return self.max_prob
-        if order == "margin": return self.spread((top := self.log_probs.topk(2).values.exp())[:, 0] - top[:, 1])
-        if order == "entropy": return self.spread(torch.special.xlogy(p := self.log_probs.exp(), p).sum(-1))
+        if order == "margin":
+            return self.spread((top := self.log_probs.topk(2).values.exp())[:, 0] - top[:, 1])
+        if order == "entropy":
+            return self.spread(torch.special.xlogy(p := self.log_probs.exp(), p).sum(-1))
         if order == "random": return self.noise
-        if order == "left_to_right": return -torch.arange(self.ids.shape[1], device=self.ids.device, dtype=torch.float64).expand(self.ids.shape)
-        raise ValueError(f"order {order!r} is unknown: choose max_prob, margin, entropy, random or left_to_right")
+        if order == "left_to_right":
+            return -torch.arange(
+                self.ids.shape[1], device=self.ids.device, dtype=torch.float64
+            ).expand(self.ids.shape)
+        raise ValueError(
+            f"order {order!r} is unknown: choose max_prob, margin, entropy, random or left_to_right"
+        )
 
 # %% ../nbs/06_policies.ipynb #cd126f3a
 class UnmaskAction(NamedTuple):
@@ -112,9 +131,9 @@ class UnmaskAction(NamedTuple):
     reopen: Tensor | None = None  # [B, L] bool, put the mask back here
 
 class Policy(Protocol):
-    """Anything that looks at a `SamplerState` and decides. One that reopens may also say `stop_threshold`, the share of a row's
-    positions below which a call's changes count as none, and `freezes_end`, that a written end-of-text, and all behind
-    it, is final."""
+    """Anything that looks at a `SamplerState` and decides. One that reopens may also say
+    `stop_threshold`, the share of a row's positions below which a call's changes count as none,
+    and `freezes_end`, that a written end-of-text, and all after it, is final."""
     reopens: bool  # whether it may take tokens back, so that a full canvas is not yet the end
     def __call__(self, view: SamplerState) -> UnmaskAction: ...
 
@@ -125,12 +144,17 @@ def top_positions(
     count: Tensor,  # [B] how many to take in each row
 ) -> Tensor:  # [B, L] bool
     "The `count` best candidates of each row; of equals, the one further left."
-    rank = score.masked_fill(~among, -math.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    rank = (
+        score.masked_fill(~among, -math.inf)
+        .argsort(dim=1, descending=True, stable=True)
+        .argsort(dim=1)
+    )
     return (rank < count[:, None]) & among
 
 def masked_fraction(
     share: float,  # of the calls that have been made, in [0, 1]
-    schedule: Schedule,  # linear writes equally much each call, cosine little at first and much at the end
+    schedule: Schedule,  # linear writes equally much each call, cosine little at first and much at
+        # the end
 ) -> float:  # share of the positions still masked
     "How much of the canvas a schedule leaves open; ValueError for an unknown one."
     if schedule == "linear": return 1 - share
@@ -140,38 +164,59 @@ def masked_fraction(
 # %% ../nbs/06_policies.ipynb #36e82cd0
 @dataclass
 class TopK:
-    "LIRA's sampler: each call writes the best-ranked masked positions, as many as the schedule says; nothing is reopened."
+    """LIRA's sampler: each call writes the best-ranked masked positions, as many as the schedule
+    says; nothing is reopened."""
     schedule: Schedule = "linear"
     order: Order = "max_prob"
     reopens = False
 
     def __call__(self, view: SamplerState) -> UnmaskAction:
-        keep = (view.num_masked.double() * masked_fraction((view.step + 1) / view.num_steps, self.schedule)).round().long()
-        return UnmaskAction(top_positions(view.score(self.order), view.masked, (view.masked.sum(1) - keep).clamp(min=1)))
+        keep = (
+            (
+                view.num_masked.double()
+                * masked_fraction((view.step + 1) / view.num_steps, self.schedule)
+            )
+            .round()
+            .long()
+        )
+        return UnmaskAction(
+            top_positions(
+                view.score(self.order), view.masked, (view.masked.sum(1) - keep).clamp(min=1)
+            )
+        )
 
 # %% ../nbs/06_policies.ipynb #66553983
 @dataclass
 class ThresholdRemasking:
-    "LIRA's second sampler: write where confidence is above one threshold, reopen where it is below another; ValueError for thresholds that make no sense."
+    """LIRA's second sampler: write where confidence is above one threshold, reopen where it is
+    below another; ValueError for thresholds that make no sense."""
     threshold: float = 0.7  # a masked position is written above this
     remask_threshold: float = 0.3  # a written position is reopened below this
     reopens = True
 
     def __post_init__(self):
         for name in ("threshold", "remask_threshold"):
-            if not 0 <= (value := getattr(self, name)) <= 1: raise ValueError(f"{name} is {value}: a confidence lies in [0, 1]")
-        if self.remask_threshold > self.threshold: raise ValueError(f"remask_threshold {self.remask_threshold} exceeds threshold {self.threshold}: what was just written would be reopened at once; lower it to {self.threshold} or less")
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is {value}: a confidence lies in [0, 1]")
+        if self.remask_threshold > self.threshold:
+            raise ValueError(
+                f"remask_threshold {self.remask_threshold} exceeds threshold {self.threshold}: "
+                f"what was just written would be reopened at once; lower it to {self.threshold} "
+                "or less"
+            )
 
     def __call__(self, view: SamplerState) -> UnmaskAction:
         if view.step + 1 == view.num_steps: return UnmaskAction(view.masked)
-        best = top_positions(view.confidence, view.masked, torch.ones_like(view.num_masked))  # one at least, so that every call gets on
+        # one at least, so that every call gets on
+        best = top_positions(view.confidence, view.masked, torch.ones_like(view.num_masked))
         reopen = view.editable & ~view.masked & (view.confidence < self.remask_threshold)
         return UnmaskAction(view.masked & (view.confidence > self.threshold) | best, reopen)
 
 # %% ../nbs/06_policies.ipynb #b4820b89
 @dataclass
 class RefineGate:
-    "Imadarem V's policy: write every mask, and every token whose gate, 1 − confidence, is above a threshold; ValueError for a threshold or share outside [0, 1]."
+    """Imadarem V's policy: write every mask, and every token whose gate, 1 − confidence, is above a
+    threshold; ValueError for a threshold or share outside [0, 1]."""
     threshold: float = 0.5  # of the gate
     stop_threshold: float = 0.02  # a row is done when less than this share of its positions changes
     freezes_end: bool = True  # an end of text, once written, is final, and so is all behind it
@@ -179,20 +224,27 @@ class RefineGate:
 
     def __post_init__(self):
         for name in ("threshold", "stop_threshold"):
-            if not 0 <= (value := getattr(self, name)) <= 1: raise ValueError(f"{name} is {value}: it lies in [0, 1]")
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is {value}: it lies in [0, 1]")
 
-    def __call__(self, view: SamplerState) -> UnmaskAction: return UnmaskAction(view.masked | (1 - view.confidence > self.threshold))
+    def __call__(self, view: SamplerState) -> UnmaskAction:
+        return UnmaskAction(view.masked | (1 - view.confidence > self.threshold))
 
 @dataclass
 class EntropyThreshold:
-    "Imadarem's policy: write every mask, and every token at which the uncertainty, −log confidence, is above a threshold; ValueError for a threshold below 0 or a share outside [0, 1]."
+    """Imadarem's policy: write every mask, and every token at which the uncertainty, −log
+    confidence, is above a threshold; ValueError for a threshold below 0 or a share outside [0,
+    1]."""
     min_uncertainty: float = 0.1  # nats; the entropy of the teacher where there is one
     stop_threshold: float = 0.02  # a row is done when less than this share of its positions changes
     freezes_end: bool = True  # an end of text, once written, is final, and so is all behind it
     reopens = True
 
     def __post_init__(self):
-        if not 0 <= self.min_uncertainty < math.inf: raise ValueError(f"min_uncertainty is {self.min_uncertainty}: give 0 nats or more")
-        if not 0 <= self.stop_threshold <= 1: raise ValueError(f"stop_threshold is {self.stop_threshold}: it lies in [0, 1]")
+        if not 0 <= self.min_uncertainty < math.inf:
+            raise ValueError(f"min_uncertainty is {self.min_uncertainty}: give 0 nats or more")
+        if not 0 <= self.stop_threshold <= 1:
+            raise ValueError(f"stop_threshold is {self.stop_threshold}: it lies in [0, 1]")
 
-    def __call__(self, view: SamplerState) -> UnmaskAction: return UnmaskAction(view.masked | (-view.confidence.log() > self.min_uncertainty))
+    def __call__(self, view: SamplerState) -> UnmaskAction:
+        return UnmaskAction(view.masked | (-view.confidence.log() > self.min_uncertainty))

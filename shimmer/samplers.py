@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from .layers import KVCache
-from .models import CausalLM, CausalModel, Denoiser, check_denoiser, continuation_logits, default_policy, device_of, evaluation_mode, revises
-from .policies import Order, Policy, ThresholdRemasking, RowNoise, Schedule, TopK, SamplerState, sample_categorical, sampling_device
+from .models import CausalLM, CausalModel, Denoiser, check_denoiser, continuation_logits
+from .models import default_policy, device_of, evaluation_mode, revises
+from .policies import Order, Policy, ThresholdRemasking, RowNoise, Schedule, TopK
+from .policies import SamplerState, sample_categorical, sampling_device
 
 # %% ../nbs/11_samplers.ipynb #d94409ab
 @dataclass
@@ -23,14 +25,21 @@ class Trajectory:
     "How a canvas was written: every state of it, and what the model held of each position."
     ids: Tensor  # [B, L] the final canvas
     canvases: Tensor  # [S + 1, B, L] the canvas at the start and after each call
-    confidence: Tensor  # [S, B, L] in [0, 1]: the model's own confidence at each call; where it has none, its probability of the token that then stood or was written there (at a mask that stayed: of the one drawn); 1 in rows that had ended
+    # [S, B, L] in [0, 1]: the model's own confidence at each call; where it has none, its
+    # probability of the token that then stood or was written there (at a mask that stayed: of the
+    # one drawn); 1 in rows that had ended
+    confidence: Tensor
     fixed: Tensor  # [B, L] bool, positions that were never to change (pads among them)
     num_calls: Tensor  # [B] network calls each row took part in
-    stop_reason: list[str]  # for each row "canvas full", "nothing changes", "little changes", "calls used up" or "nothing to write"
+    # for each row "canvas full", "nothing changes", "little changes", "calls used up" or "nothing
+    # to write"
+    stop_reason: list[str]
     mask_token_id: int
     pad_token_id: int | None = None
     eos_token_id: int | None = None
-    chosen: Tensor | None = None  # [S, B, L] bool, where the policy wrote, also where the token that stood there came again; None from samplers that have no policy
+    # [S, B, L] bool, where the policy wrote, also where the token that stood there came again; None
+    # from samplers that have no policy
+    chosen: Tensor | None = None
 
     @property
     def written(self) -> Tensor:  # [S, B, L] bool
@@ -64,12 +73,27 @@ def check_canvas(
     temperature: float,
 ):
     "Refuse a canvas that can't be written: ValueError with the value, the rule and the mend."
-    if canvas.ndim != 2 or 0 in canvas.shape: raise ValueError(f"the canvas has shape {tuple(canvas.shape)}: give [B, L] with at least one position")
-    if canvas.shape[1] > config.max_seq_len: raise ValueError(f"the canvas has {canvas.shape[1]} positions, max_seq_len is {config.max_seq_len}: shorten the prompt or gen_length")
+    if canvas.ndim != 2 or 0 in canvas.shape:
+        raise ValueError(
+            f"the canvas has shape {tuple(canvas.shape)}: give [B, L] with at least one position"
+        )
+    if canvas.shape[1] > config.max_seq_len:
+        raise ValueError(
+            f"the canvas has {canvas.shape[1]} positions, max_seq_len is {config.max_seq_len}: "
+            "shorten the prompt or gen_length"
+        )
     top = max(config.vocab_size - 1, config.mask_token_id)
-    if canvas.min() < 0 or canvas.max() > top: raise ValueError(f"the canvas holds token {int(canvas.max() if canvas.max() > top else canvas.min())}, the model knows 0 to {top}: encode the prompt with the checkpoint's tokenizer")
-    if num_steps < 1: raise ValueError(f"num_steps is {num_steps}: at least 1 network call is needed")
-    if not 0 <= temperature < math.inf: raise ValueError(f"temperature is {temperature}: give 0 (the likeliest token) or a positive number")
+    if canvas.min() < 0 or canvas.max() > top:
+        raise ValueError(
+            f"the canvas holds token {int(canvas.max() if canvas.max() > top else canvas.min())}, "
+            f"the model knows 0 to {top}: encode the prompt with the checkpoint's tokenizer"
+        )
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}: at least 1 network call is needed")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}: give 0 (the likeliest token) or a positive number"
+        )
 
 # %% ../nbs/11_samplers.ipynb #a8732de7
 @torch.no_grad()
@@ -80,10 +104,12 @@ def refine(
     num_steps: int,  # network calls at most
     temperature: float = 1.0,  # of the drawn tokens; 0 takes the likeliest
     seed: int = 0,  # row i draws from seed + i
-    fixed: Tensor | None = None,  # [B, L] bool, positions that must not change; all that is no mask where None
+    fixed: Tensor | None = None,  # [B, L] bool, positions that must not change; all that is no mask
+        # where None
     eos_token_id: int | None = None,  # once written, the masks behind it become it too
 ) -> Trajectory:
-    "Refine canvases until they are full, or settled where the policy reopens, or the calls are used up; ValueError for a canvas that can't be written."
+    """Refine canvases until they are full, or settled where the policy reopens, or the calls are
+    used up; ValueError for a canvas that can't be written."""
     check_denoiser(model)
     config = model.config
     mask_id, pad_id = config.mask_token_id, getattr(config, "pad_token_id", None)
@@ -92,36 +118,74 @@ def refine(
     work = sampling_device(device)  # where the canvas is kept and tokens are drawn
     ids = canvas.to(work, torch.int64, copy=True)
     pads = torch.zeros_like(ids, dtype=torch.bool) if pad_id is None else ids == pad_id
-    if fixed is not None and fixed.shape not in (ids.shape, (1, ids.shape[1])): raise ValueError(f"fixed has shape {tuple(fixed.shape)}, the canvas {tuple(ids.shape)}: give one of the same shape, or a single row for all")
-    if eos_token_id is not None and not 0 <= eos_token_id <= (top := max(config.vocab_size - 1, mask_id)): raise ValueError(f"eos_token_id is {eos_token_id}, the model knows 0 to {top}: give the tokenizer's, or None")
+    if fixed is not None and fixed.shape not in (ids.shape, (1, ids.shape[1])):
+        raise ValueError(
+            f"fixed has shape {tuple(fixed.shape)}, the canvas {tuple(ids.shape)}: give one of "
+            "the same shape, or a single row for all"
+        )
+    if eos_token_id is not None and not 0 <= eos_token_id <= (
+        top := max(config.vocab_size - 1, mask_id)
+    ):
+        raise ValueError(
+            f"eos_token_id is {eos_token_id}, the model knows 0 to {top}: give the tokenizer's, "
+            "or None"
+        )
     fixed = (ids != mask_id if fixed is None else fixed.to(work)) | pads
-    if (missing := fixed & (ids == mask_id)).any(): raise ValueError(f"{int(missing.sum())} fixed positions hold the mask token: fixed positions need a token")
+    if (missing := fixed & (ids == mask_id)).any():
+        raise ValueError(
+            f"{int(missing.sum())} fixed positions hold the mask token: fixed positions need a "
+            "token"
+        )
     noise, num_masked = RowNoise(seed, ~pads), (ids == mask_id).sum(1)
-    freezes, little = getattr(policy, "freezes_end", False), getattr(policy, "stop_threshold", 0.0) * (~fixed).sum(1)
+    freezes, little = (
+        getattr(policy, "freezes_end", False),
+        getattr(policy, "stop_threshold", 0.0) * (~fixed).sum(1),
+    )
     canvases, held, chosen, state, ends = [ids], [], [], None, torch.zeros_like(pads)
     at_or_behind = lambda where: where.int().cummax(1).values.bool()
     active = (~fixed if policy.reopens else ids == mask_id).any(1)  # rows that are not done
-    num_calls, reason = torch.zeros(len(ids), dtype=torch.long), ["calls used up" if a else "nothing to write" for a in active.tolist()]
+    num_calls, reason = (
+        torch.zeros(len(ids), dtype=torch.long),
+        ["calls used up" if a else "nothing to write" for a in active.tolist()],
+    )
     with evaluation_mode(model):
         for step in range(num_steps):
             if not active.any(): break
             logits, head, state = model.denoise(ids.to(device), state)
             logits, head = logits.to(work), None if head is None else head.to(work)
             masked = (ids == mask_id) & active[:, None]
-            editable = ~fixed & ~(at_or_behind(ends) & freezes) & active[:, None] if policy.reopens else masked
+            editable = (
+                ~fixed & ~(at_or_behind(ends) & freezes) & active[:, None]
+                if policy.reopens
+                else masked
+            )
             log_probs = logits[editable].double()  # [N, V]
             for banned in (mask_id, pad_id):
-                if banned is not None and banned < log_probs.shape[-1]: log_probs[:, banned] = -math.inf
+                if banned is not None and banned < log_probs.shape[-1]:
+                    log_probs[:, banned] = -math.inf
             log_probs = log_probs.log_softmax(-1)
-            drawn = ids.masked_scatter(editable, sample_categorical(log_probs, noise().to(work)[editable], temperature))
-            view = SamplerState(step, num_steps, ids, masked, editable, num_masked, log_probs, drawn, noise().to(work), None if head is None else head.double())
+            drawn = ids.masked_scatter(
+                editable, sample_categorical(log_probs, noise().to(work)[editable], temperature)
+            )
+            view = SamplerState(
+                step, num_steps, ids, masked, editable, num_masked, log_probs, drawn,
+                noise().to(work), None if head is None else head.double(),
+            )
             decision = policy(view)
             write = decision.write & editable
             new = torch.where(write, drawn, ids)
-            if decision.reopen is not None: new = torch.where(decision.reopen & editable & ~write, mask_id, new)
+            if decision.reopen is not None:
+                new = torch.where(decision.reopen & editable & ~write, mask_id, new)
             if eos_token_id is not None:
-                ends = (ends | write) & (new == eos_token_id) if freezes else (new == eos_token_id) & ~fixed  # that were written
-                new = torch.where(at_or_behind(ends) & ~fixed & (freezes | (new == mask_id)), eos_token_id, new)
+                # that were written
+                ends = (
+                    (ends | write) & (new == eos_token_id)
+                    if freezes
+                    else (new == eos_token_id) & ~fixed
+                )
+                new = torch.where(
+                    at_or_behind(ends) & ~fixed & (freezes | (new == mask_id)), eos_token_id, new
+                )
             if head is None:
                 token = torch.where(new == mask_id, drawn, new)[..., None]
                 head = (logits.gather(-1, token)[..., 0] - logits.logsumexp(-1)).exp()
@@ -130,33 +194,62 @@ def refine(
             num_calls += active.cpu()
             done, changed = active & ~(new == mask_id).any(1), (new != ids).sum(1)
             if policy.reopens: done &= (changed == 0) | (changed < little)
-            for row in done.nonzero().flatten().tolist(): reason[row] = "canvas full" if not policy.reopens else "little changes" if changed[row] else "nothing changes"
+            for row in done.nonzero().flatten().tolist():
+                reason[row] = (
+                    "canvas full"
+                    if not policy.reopens
+                    else "little changes"
+                    if changed[row]
+                    else "nothing changes"
+                )
             active, ids = active & ~done, new
             canvases.append(ids)
     by_call = lambda kept: torch.stack(kept) if kept else torch.zeros(0, *ids.shape)
-    return Trajectory(ids.cpu(), torch.stack(canvases).cpu(), by_call(held), fixed.cpu(), num_calls, reason, mask_id, pad_id, eos_token_id, by_call(chosen).bool())
+    return Trajectory(
+        ids.cpu(), torch.stack(canvases).cpu(), by_call(held), fixed.cpu(), num_calls, reason,
+        mask_id, pad_id, eos_token_id, by_call(chosen).bool(),
+    )
 
 # %% ../nbs/11_samplers.ipynb #b912ace7
 def make_canvas(
     model: Denoiser,
-    prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths; an empty row starts from nothing
+    prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths; an empty row
+        # starts from nothing
     gen_length: int | None = None,  # masks behind each prompt; up to max_seq_len where None
 ) -> Tensor:  # [B, longest prompt + gen_length], shorter rows filled up with pads
-    "A canvas that goes on from prompts; ValueError for prompts that leave no room, or that need pads the model doesn't have."
+    """A canvas that goes on from prompts; ValueError for prompts that leave no room, or that need
+    pads the model doesn't have."""
     check_denoiser(model)
     config, pad_id = model.config, getattr(model.config, "pad_token_id", None)
     try: rows = [[int(i) for i in row] for row in prompt_ids]
-    except TypeError: raise ValueError("prompt_ids is a single row of ids: give a list of rows, [row]") from None
-    if not rows: raise ValueError("prompt_ids is empty: give at least one row; a row without tokens starts from nothing")
+    except TypeError:
+        raise ValueError("prompt_ids is a single row of ids: give a list of rows, [row]") from None
+    if not rows:
+        raise ValueError(
+            "prompt_ids is empty: give at least one row; a row without tokens starts from nothing"
+        )
     longest = max(map(len, rows))
-    if longest >= config.max_seq_len: raise ValueError(f"a prompt has {longest} tokens, the canvas holds {config.max_seq_len}: shorten the prompt so that something can be written")
-    if gen_length is not None and gen_length < 1: raise ValueError(f"gen_length is {gen_length}: at least 1 token has to be written")
+    if longest >= config.max_seq_len:
+        raise ValueError(
+            f"a prompt has {longest} tokens, the canvas holds {config.max_seq_len}: shorten the "
+            "prompt so that something can be written"
+        )
+    if gen_length is not None and gen_length < 1:
+        raise ValueError(f"gen_length is {gen_length}: at least 1 token has to be written")
     lengths = [config.max_seq_len if gen_length is None else len(row) + gen_length for row in rows]
     if max(lengths) > config.max_seq_len:
-        raise ValueError(f"a prompt of {longest} tokens and gen_length {gen_length} exceed max_seq_len {config.max_seq_len}: gen_length can be {config.max_seq_len - longest} at most")
+        raise ValueError(
+            f"a prompt of {longest} tokens and gen_length {gen_length} exceed max_seq_len "
+            f"{config.max_seq_len}: gen_length can be {config.max_seq_len - longest} at most"
+        )
     if len(set(lengths)) > 1 and pad_id is None:
-        raise ValueError(f"prompts of {min(map(len, rows))} to {longest} tokens need a pad token, and this model has none: give prompts of one length, or generate them one by one")
-    filled = [row + [config.mask_token_id] * (length - len(row)) for row, length in zip(rows, lengths)]
+        raise ValueError(
+            f"prompts of {min(map(len, rows))} to {longest} tokens need a pad token, and this "
+            "model has none: give prompts of one length, or generate them one by one"
+        )
+    filled = [
+        row + [config.mask_token_id] * (length - len(row)) for row, length in zip(rows, lengths)
+    ]
     return torch.tensor([row + [pad_id] * (max(lengths) - len(row)) for row in filled])
 
 def generate_topk(
@@ -170,10 +263,15 @@ def generate_topk(
     order: Order = "max_prob",  # which ones
     eos_token_id: int | None = None,  # once written, the masks behind it become it too
 ) -> Trajectory:
-    "Continue prompts as LIRA does: each call writes the most confident masked positions; ValueError for prompts that can't be continued."
+    """Continue prompts as LIRA does: each call writes the most confident masked positions;
+    ValueError for prompts that can't be continued."""
     canvas = make_canvas(model, prompt_ids, gen_length)
-    steps = int((canvas == model.config.mask_token_id).sum(1).max()) if num_steps is None else num_steps
-    return refine(model, canvas, TopK(schedule, order), steps, temperature, seed, eos_token_id=eos_token_id)
+    steps = (
+        int((canvas == model.config.mask_token_id).sum(1).max()) if num_steps is None else num_steps
+    )
+    return refine(
+        model, canvas, TopK(schedule, order), steps, temperature, seed, eos_token_id=eos_token_id
+    )
 
 # %% ../nbs/11_samplers.ipynb #0b72cc12
 def generate_with_remasking(
@@ -187,41 +285,64 @@ def generate_with_remasking(
     seed: int = 0,  # row i draws from seed + i
     eos_token_id: int | None = None,  # once written, the masks behind it become it too
 ) -> Trajectory:
-    "Continue prompts, taking back what the model no longer believes in; the last call writes all that is left; ValueError for prompts that can't be continued."
-    policy, canvas = ThresholdRemasking(threshold, remask_threshold), make_canvas(model, prompt_ids, gen_length)
-    steps = 2 * int((canvas == model.config.mask_token_id).sum(1).max()) if num_steps is None else num_steps
+    """Continue prompts, taking back what the model no longer believes in; the last call writes all
+    that is left; ValueError for prompts that can't be continued."""
+    policy, canvas = (
+        ThresholdRemasking(threshold, remask_threshold),
+        make_canvas(model, prompt_ids, gen_length),
+    )
+    steps = (
+        2 * int((canvas == model.config.mask_token_id).sum(1).max())
+        if num_steps is None
+        else num_steps
+    )
     return refine(model, canvas, policy, steps, temperature, seed, eos_token_id=eos_token_id)
 
 # %% ../nbs/11_samplers.ipynb #57df9ced
 def generate_by_refinement(
     model: Denoiser,  # with a policy of its own, such as an Imadarem
-    prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths; an empty row starts from nothing
+    prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths; an empty row
+        # starts from nothing
     gen_length: int | None = None,  # tokens to write; up to max_seq_len where None
     num_steps: int | None = None,  # calls at most; the config's max_refinement_steps where None
-    temperature: float | None = None,  # of the drawn tokens; the config's sampling_temperature where None, 0 takes the likeliest
+    temperature: float | None = None,  # of the drawn tokens; the config's sampling_temperature
+        # where None, 0 takes the likeliest
     seed: int = 0,  # row i draws from seed + i
 ) -> Trajectory:
-    "Continue prompts by the model's own policy, as Imadarem does: everything at once, then again whatever is uncertain; ValueError for prompts that can't be continued and for a model without a policy of its own."
+    """Continue prompts by the model's own policy, as Imadarem does: everything at once, then again
+    whatever is uncertain; ValueError for prompts that can't be continued and for a model without
+    a policy of its own."""
     config, policy = model.config, default_policy(model)
-    if not revises(model): raise ValueError(f"{type(model).__name__} writes by {policy}, which takes nothing back: use generate_topk")
+    if not revises(model):
+        raise ValueError(
+            f"{type(model).__name__} writes by {policy}, which takes nothing back: use "
+            "generate_topk"
+        )
     canvas = make_canvas(model, prompt_ids, gen_length)
-    return refine(model, canvas, policy, config.max_refinement_steps if num_steps is None else num_steps,
-                  config.sampling_temperature if temperature is None else temperature, seed, eos_token_id=config.eos_token_id)
+    return refine(
+        model, canvas, policy, config.max_refinement_steps if num_steps is None else num_steps,
+        config.sampling_temperature if temperature is None else temperature, seed,
+        eos_token_id=config.eos_token_id,
+    )
 
 # %% ../nbs/11_samplers.ipynb #99e8ee03
 def top_k_top_p_filter(
     log_probs: Tensor,  # [..., V] float64, also unnormalised
     top_k: int | None = None,  # keep the k likeliest
-    top_p: float | None = None,  # keep the likeliest that together reach this probability, one at least; of what top_k left
+    top_p: float | None = None,  # keep the likeliest that together reach this probability, one at
+        # least; of what top_k left
 ) -> Tensor:  # [..., V], −inf where cut off; not normalised
     "Cut off the tail of a distribution; ValueError for a cut that keeps nothing."
-    if top_k is not None and top_k < 1: raise ValueError(f"top_k is {top_k}: at least 1 token has to be kept")
-    if top_p is not None and not 0 < top_p <= 1: raise ValueError(f"top_p is {top_p}: give a probability in (0, 1]")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}: at least 1 token has to be kept")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}: give a probability in (0, 1]")
     ranked, order = log_probs.sort(descending=True, stable=True)
     if top_k is not None: ranked[..., top_k:] = -math.inf
     if top_p is not None and top_p < 1:
         probs = ranked.softmax(-1)
-        ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -math.inf)  # what comes before it reaches top_p already
+        # what comes before it reaches top_p already
+        ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -math.inf)
     return torch.empty_like(log_probs).scatter(-1, order, ranked)
 
 # %% ../nbs/11_samplers.ipynb #bd8e54a7
@@ -240,29 +361,58 @@ def tokens_at_once(
 # %% ../nbs/11_samplers.ipynb #f3896506
 def check_prompts(
     model: CausalLM,
-    prompt_ids: Tensor | list[list[int]],  # [B, P], rows may begin with pads; or rows of different lengths
-    max_new_tokens: int | None = None,  # as many as the context has room for where None; any number for a model that slides
+    prompt_ids: Tensor | list[list[int]],  # [B, P], rows may begin with pads; or rows of different
+        # lengths
+    max_new_tokens: int | None = None,  # as many as the context has room for where None; any number
+        # for a model that slides
 ) -> tuple[list[list[int]], int]:  # the rows without pads, and the tokens to write
     "What an appending model starts from; ValueError for prompts that can't be continued."
     config, pad = model.config, getattr(model.config, "pad_token_id", None)
     try: rows = [[int(i) for i in row] for row in prompt_ids]
-    except TypeError: raise ValueError("prompt_ids is a single row of ids: give a list of rows, [row]") from None
-    if not rows: raise ValueError("prompt_ids is empty: give at least one row; a row without tokens starts from nothing")
+    except TypeError:
+        raise ValueError("prompt_ids is a single row of ids: give a list of rows, [row]") from None
+    if not rows:
+        raise ValueError(
+            "prompt_ids is empty: give at least one row; a row without tokens starts from nothing"
+        )
     rows = [row[next((n for n, i in enumerate(row) if i != pad), len(row)) :] for row in rows]
-    if any(pad in row for row in rows): raise ValueError(f"a prompt holds a pad ({pad}) behind a token: put pads in front, or give rows of different lengths without any")
-    if unknown := [i for row in rows for i in row if not 0 <= i < config.vocab_size]: raise ValueError(f"a prompt holds token {unknown[0]}, the model knows 0 to {config.vocab_size - 1}: encode it with the checkpoint's tokenizer")
+    if any(pad in row for row in rows):
+        raise ValueError(
+            f"a prompt holds a pad ({pad}) behind a token: put pads in front, or give rows of "
+            "different lengths without any"
+        )
+    if unknown := [i for row in rows for i in row if not 0 <= i < config.vocab_size]:
+        raise ValueError(
+            f"a prompt holds token {unknown[0]}, the model knows 0 to {config.vocab_size - 1}: "
+            "encode it with the checkpoint's tokenizer"
+        )
     shortest, longest = min(map(len, rows)), max(map(len, rows))
-    if shortest < longest and pad is None: raise ValueError(f"prompts of {shortest} to {longest} tokens need a pad token, and this model has none: give prompts of one length, or generate them one by one")
+    if shortest < longest and pad is None:
+        raise ValueError(
+            f"prompts of {shortest} to {longest} tokens need a pad token, and this model has "
+            "none: give prompts of one length, or generate them one by one"
+        )
     room = config.max_seq_len - longest
-    if room < 1 and not (slides(model) and max_new_tokens): raise ValueError(f"a prompt has {longest} tokens, max_seq_len is {config.max_seq_len}: shorten it so that something can be written")
-    if max_new_tokens is not None and not 1 <= max_new_tokens <= (math.inf if slides(model) else room): raise ValueError(f"{max_new_tokens} new tokens are asked for: behind a prompt of {longest} tokens there is room for 1 to {room}")
+    if room < 1 and not (slides(model) and max_new_tokens):
+        raise ValueError(
+            f"a prompt has {longest} tokens, max_seq_len is {config.max_seq_len}: shorten it so "
+            "that something can be written"
+        )
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= (
+        math.inf if slides(model) else room
+    ):
+        raise ValueError(
+            f"{max_new_tokens} new tokens are asked for: behind a prompt of {longest} tokens "
+            f"there is room for 1 to {room}"
+        )
     return rows, room if max_new_tokens is None else max_new_tokens
 
 # %% ../nbs/11_samplers.ipynb #056046d2
 @torch.no_grad()
 def append_tokens(
     model: CausalLM,
-    prompt_ids: Tensor | list[list[int]],  # [B, P], rows may begin with pads; or rows of different lengths; an empty row starts from nothing
+    prompt_ids: Tensor | list[list[int]],  # [B, P], rows may begin with pads; or rows of different
+        # lengths; an empty row starts from nothing
     max_new_tokens: int | None = None,  # as many as there is room for where None
     temperature: float = 0.8,  # of the drawn tokens; 0 takes the likeliest
     top_k: int | None = None,  # draw from the k likeliest
@@ -270,35 +420,63 @@ def append_tokens(
     seed: int = 0,  # row i draws from seed + i
     eos_token_id: int | None = None,  # once written, all behind it is it too
     use_cache: bool = True,  # False reads the whole text again for every token
-    tokens_per_call: int | None = None,  # tokens kept of each prediction; as many as the model can draw at once where None
-) -> tuple[Tensor, Tensor]:  # [B, longest prompt + new] int64, shorter prompts with pads in front; [B, new] the model's probability of each new token at temperature 1, 1 behind an end
-    "Append tokens to prompts; ValueError for prompts that can't be continued and for a cut, a temperature or a number of tokens that makes no sense."
-    if not isinstance(model, CausalLM): raise ValueError(f"{type(model).__name__} fills canvases and appends nothing: use generate_topk, or refine with a policy")
+    tokens_per_call: int | None = None,  # tokens kept of each prediction; as many as the model can
+        # draw at once where None
+) -> tuple[Tensor, Tensor]:  # [B, longest prompt + new] int64, shorter prompts with pads in front;
+    # [B, new] the model's probability of each new token at temperature 1, 1 behind an end
+    """Append tokens to prompts; ValueError for prompts that can't be continued and for a cut, a
+    temperature or a number of tokens that makes no sense."""
+    if not isinstance(model, CausalLM):
+        raise ValueError(
+            f"{type(model).__name__} fills canvases and appends nothing: use generate_topk, or "
+            "refine with a policy"
+        )
     rows, new = check_prompts(model, prompt_ids, max_new_tokens)
-    if not 0 <= temperature < math.inf: raise ValueError(f"temperature is {temperature}: give 0 (the likeliest token) or a positive number")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}: give 0 (the likeliest token) or a positive number"
+        )
     at_once = tokens_at_once(model)
     k = at_once if tokens_per_call is None else tokens_per_call
-    if not 1 <= k <= at_once: raise ValueError(f"tokens_per_call is {k}: {type(model).__name__} draws 1 to {at_once} tokens at once")
-    pad, longest, device = getattr(model.config, "pad_token_id", None), max(map(len, rows)), device_of(model)
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], dtype=torch.int64, device=device)
+    if not 1 <= k <= at_once:
+        raise ValueError(
+            f"tokens_per_call is {k}: {type(model).__name__} draws 1 to {at_once} tokens at once"
+        )
+    pad, longest, device = (
+        getattr(model.config, "pad_token_id", None), max(map(len, rows)), device_of(model),
+    )
+    ids = torch.tensor(
+        [[pad] * (longest - len(row)) + row for row in rows], dtype=torch.int64, device=device
+    )
     work = sampling_device(device)
-    noise, cache = RowNoise(seed, torch.ones(len(rows), k, dtype=torch.bool)), KVCache() if use_cache else None
+    noise, cache = (
+        RowNoise(seed, torch.ones(len(rows), k, dtype=torch.bool)),
+        KVCache() if use_cache else None,
+    )
     ended, probs = torch.zeros(len(rows), dtype=torch.bool, device=work), list[Tensor]()
     with evaluation_mode(model):
         while len(probs) < new and not ended.all():
             logits = continuation_logits(model, ids, k, cache).to(work).double()  # [B, k, V]
             if pad is not None: logits[..., pad] = -math.inf
-            drawn = sample_categorical(top_k_top_p_filter(logits / (temperature or 1.0), top_k, top_p), noise().to(work), float(temperature > 0))
+            drawn = sample_categorical(
+                top_k_top_p_filter(logits / (temperature or 1.0), top_k, top_p), noise().to(work),
+                float(temperature > 0),
+            )
             prob = logits.softmax(-1).gather(-1, drawn[..., None])[..., 0]
             for j in range(min(k, new - len(probs))):
                 token = drawn[:, j]
                 if eos_token_id is not None:
-                    token, prob[:, j] = token.masked_fill(ended, eos_token_id), prob[:, j].masked_fill(ended, 1.0)
+                    token, prob[:, j] = (
+                        token.masked_fill(ended, eos_token_id),
+                        prob[:, j].masked_fill(ended, 1.0),
+                    )
                     ended = token == eos_token_id
                 ids = torch.cat([ids, token[:, None].to(device)], 1)
                 probs.append(prob[:, j])
     left = new - len(probs)  # nothing but ends, once all rows have ended
-    return F.pad(ids, (0, left), value=eos_token_id), F.pad(torch.stack(probs, 1), (0, left), value=1.0)
+    return F.pad(ids, (0, left), value=eos_token_id), F.pad(
+        torch.stack(probs, 1), (0, left), value=1.0
+    )
 
 # %% ../nbs/11_samplers.ipynb #52cc5a7f
 def generate_left_to_right(
@@ -311,16 +489,36 @@ def generate_left_to_right(
     top_p: float | None = None,  # draw from the likeliest that together reach this probability
     eos_token_id: int | None = None,  # once written, all behind it is it too
     mask_token_id: int | None = None,  # stands where nothing is written yet; vocab_size where None
-) -> Trajectory:  # its confidence: the probability of each written token, 1 in the prompt, behind the end and in rows that had ended; NaN where nothing is written, of which an appending model says nothing
-    "What `append_tokens` writes, in the record that canvas samplers keep: one position a call, or as many as the model writes at once; raises what it raises."
-    ids, probs = (t.cpu() for t in append_tokens(model, prompt_ids, gen_length, temperature, top_k, top_p, seed, eos_token_id))
+) -> Trajectory:  # its confidence: the probability of each written token, 1 in the prompt, behind
+    # the end and in rows that had ended; NaN where nothing is written, of which an appending model
+    # says nothing
+    """What `append_tokens` writes, in the record that canvas samplers keep: one position a call, or
+    as many as the model writes at once; raises what it raises."""
+    ids, probs = (
+        t.cpu()
+        for t in append_tokens(
+            model, prompt_ids, gen_length, temperature, top_k, top_p, seed, eos_token_id
+        )
+    )
     (B, L), new = ids.shape, probs.shape[1]
-    column, mask_id = torch.arange(L), model.config.vocab_size if mask_token_id is None else mask_token_id
+    column, mask_id = (
+        torch.arange(L),
+        model.config.vocab_size if mask_token_id is None else mask_token_id,
+    )
     written, at_once = torch.full((B,), new), tokens_at_once(model)
-    if eos_token_id is not None: written = ((ids[:, L - new :] == eos_token_id).cumsum(1) == 0).sum(1).add(1).clamp(max=new)
+    if eos_token_id is not None:
+        written = ((ids[:, L - new :] == eos_token_id).cumsum(1) == 0).sum(1).add(1).clamp(max=new)
     num_calls = (written + at_once - 1) // at_once
     calls = torch.arange(int(num_calls.max()) + 1)[:, None, None]
-    filled = (column < L - new + calls * at_once) | (calls >= num_calls[:, None])  # [S + 1, B, L]; the call that writes an end fills the row
-    confidence = F.pad(probs.float(), (L - new, 0), value=1.0).where(filled[1:], math.nan).masked_fill(calls[1:] > num_calls[:, None], 1.0)
+    # [S + 1, B, L]; the call that writes an end fills the row
+    filled = (column < L - new + calls * at_once) | (calls >= num_calls[:, None])
+    confidence = (
+        F.pad(probs.float(), (L - new, 0), value=1.0)
+        .where(filled[1:], math.nan)
+        .masked_fill(calls[1:] > num_calls[:, None], 1.0)
+    )
     fixed = (column < L - new).expand(B, L)
-    return Trajectory(ids, ids.where(filled, mask_id), confidence, fixed, num_calls, ["canvas full"] * B, mask_id, getattr(model.config, "pad_token_id", None), eos_token_id)
+    return Trajectory(
+        ids, ids.where(filled, mask_id), confidence, fixed, num_calls, ["canvas full"] * B, mask_id,
+        getattr(model.config, "pad_token_id", None), eos_token_id,
+    )

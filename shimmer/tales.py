@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 # %% ../nbs/00_tales.ipynb #7142aea9
-HEROES = dict(Lily="girl", Tom="boy", Mia="girl", Ben="boy", Sue="girl", Max="boy", Anna="girl", Sam="boy",
-              Lucy="girl", Tim="boy", Emma="girl", Jack="boy", Rose="girl", Leo="boy", Amy="girl", Dan="boy")
+HEROES = dict(
+    Lily="girl", Tom="boy", Mia="girl", Ben="boy", Sue="girl", Max="boy", Anna="girl", Sam="boy",
+    Lucy="girl", Tim="boy", Emma="girl", Jack="boy", Rose="girl", Leo="boy", Amy="girl", Dan="boy",
+)
 PRONOUNS = dict(girl=dict(kind="girl", they="she", them="her", their="her"),
                 boy=dict(kind="boy", they="he", them="him", their="his"))
 CAST = dict(
@@ -29,28 +31,48 @@ CAST = dict(
 
 # %% ../nbs/00_tales.ipynb #a36ea4fd
 STORY = dict(
-    opening=("Once upon a time, there was a {kind} named {hero}.",
-             "A long time ago, there was a {kind} named {hero}.",
-             "Once in a town, there was a {kind} named {hero}."),
-    toy=("{They} had a {colour} {thing}.", "{They} loved {their} {colour} {thing}.", "{They} got a {colour} {thing}."),
-    outing=("One day, {they} took it to the {place}.", "One day, {hero} went out to the {place}.", "Then, {they} took the {thing} to the {place}."),
+    opening=(
+        "Once upon a time, there was a {kind} named {hero}.",
+        "A long time ago, there was a {kind} named {hero}.",
+        "Once in a town, there was a {kind} named {hero}.",
+    ),
+    toy=(
+        "{They} had a {colour} {thing}.",
+        "{They} loved {their} {colour} {thing}.",
+        "{They} got a {colour} {thing}.",
+    ),
+    outing=(
+        "One day, {they} took it to the {place}.",
+        "One day, {hero} went out to the {place}.",
+        "Then, {they} took the {thing} to the {place}.",
+    ),
     trouble=dict(
         lost=("But the {thing} got lost.", "Then {they} lost the {thing}."),
         stuck=("Then the {thing} got stuck.", "Then a tree caught it."),
         dirty=("But the {thing} got dirty.", "Then mud fell on it."),
         broken=("Then {they} broke the {thing}.", "But it fell and broke."),
-        blown=("But the {thing} blew away.", "Then the wind took it.")),
+        blown=("But the {thing} blew away.", "Then the wind took it."),
+    ),
     mood=("{hero} was very {feeling}.", "{They} felt so {feeling}.", "Now {they} was {feeling}."),
-    meeting=("Then {they} met a very kind {animal}.", "A {animal} saw how {feeling} {they} was.", "A {animal} asked why {they} was {feeling}."),
+    meeting=(
+        "Then {they} met a very kind {animal}.",
+        "A {animal} saw how {feeling} {they} was.",
+        "A {animal} asked why {they} was {feeling}.",
+    ),
     rescue=dict(
         lost=("The {animal} found the {colour} {thing}.", "The {animal} dug it up again."),
         stuck=("The {animal} got the {colour} {thing}.", "The {animal} climbed up for it."),
         dirty=("The {animal} washed the {colour} {thing}.", "The {animal} made it clean again."),
         broken=("The {animal} fixed the {colour} {thing}.", "The {animal} had glue for it."),
-        blown=("The {animal} caught the {colour} {thing}.", "The {animal} ran and got it.")),
+        blown=("The {animal} caught the {colour} {thing}.", "The {animal} ran and got it."),
+    ),
     thanks=("{hero} was not {feeling} now.", "{hero} said thank you to the {animal}.", ""),
-    ending=("They played at the {place} all day.", "{hero} and the {animal} were best friends.",
-            "{They} took the {colour} {thing} back home.", "They all went home and were happy."),
+    ending=(
+        "They played at the {place} all day.",
+        "{hero} and the {animal} were best friends.",
+        "{They} took the {colour} {thing} back home.",
+        "They all went home and were happy.",
+    ),
 )
 
 # %% ../nbs/00_tales.ipynb #74a356c8
@@ -71,7 +93,9 @@ def tell(
     "The text of one tale."
     words = {**facts, **PRONOUNS[heroes[facts["hero"]]]}
     words |= {name.capitalize(): word.capitalize() for name, word in words.items()}
-    lines = [lines[facts["problem"]] if isinstance(lines, dict) else lines for lines in story.values()]
+    lines = [
+        lines[facts["problem"]] if isinstance(lines, dict) else lines for lines in story.values()
+    ]
     sentences = [slot[i].format(**words) for slot, i in zip(lines, told)]
     return " ".join(s for s in sentences if s)
 
@@ -92,7 +116,8 @@ def line_pattern(
 # %% ../nbs/00_tales.ipynb #11be15f8
 @dataclass(frozen=True)
 class Sentence:
-    "One sentence as read: its slot, the problem it belongs to, the number of its line and its words."
+    """One sentence as read: its slot, the problem it belongs to, the number of its line and its
+    words."""
     slot: str
     problem: str | None
     line: int  # −1 where no line fits
@@ -104,7 +129,11 @@ class Sentence:
         if self.problem: yield "problem", self.problem
         for group, word in self.groups.items():
             name = group.rpartition("_")[0]
-            if name in PRONOUNS["girl"]: yield "pronoun", next(k for k, forms in PRONOUNS.items() if forms[name] == word.lower())
+            if name in PRONOUNS["girl"]:
+                yield (
+                    "pronoun",
+                    next(k for k, forms in PRONOUNS.items() if forms[name] == word.lower()),
+                )
             else: yield name, word
             if name == "hero": yield "pronoun", heroes[word]
 
@@ -118,7 +147,11 @@ def agree(
     for sentence in reading:
         for name, value in sentence.facts(heroes):
             if facts.setdefault(name, value) != value:
-                return facts, f"{name}: {facts[name]!r} in the {said[name]}, {value!r} in the {sentence.slot}"
+                return (
+                    facts,
+                    f"{name}: {facts[name]!r} in the {said[name]}, {value!r} in the "
+                    f"{sentence.slot}",
+                )
             said.setdefault(name, sentence.slot)
     return facts, ""
 
@@ -141,17 +174,52 @@ class Tales:
         heroes: dict[str, str] = HEROES,  # hero -> key of PRONOUNS
     ):
         self.cast, self.story, self.heroes = cast, story, heroes
-        self.lines = {slot: lines if isinstance(lines, dict) else {None: lines} for slot, lines in story.items()}
+        self.lines = {
+            slot: lines if isinstance(lines, dict) else {None: lines}
+            for slot, lines in story.items()
+        }
         self.sizes = {slot: len(next(iter(cases.values()))) for slot, cases in self.lines.items()}
-        self.patterns = {slot: [(case, i, line_pattern(line, cast) if line else None) for case, lines in cases.items() for i, line in enumerate(lines)]
-                         for slot, cases in self.lines.items()}
-        said = {name for name in cast for cases in self.lines.values()
-                if all(name == "problem" and case or re.search(rf"\{{{name}\}}", line) for case, lines in cases.items() for line in lines)}
+        self.patterns = {
+            slot: [
+                (case, i, line_pattern(line, cast) if line else None)
+                for case, lines in cases.items()
+                for i, line in enumerate(lines)
+            ]
+            for slot, cases in self.lines.items()
+        }
+        said = {
+            name
+            for name in cast
+            for cases in self.lines.values()
+            if all(
+                name == "problem" and case or re.search(rf"\{{{name}\}}", line)
+                for case, lines in cases.items()
+                for line in lines
+            )
+        }
         for slot, cases in self.lines.items():
-            if len({len(lines) for lines in cases.values()}) > 1: raise ValueError(f"the cases of {slot} have {', '.join(str(len(lines)) for lines in cases.values())} lines, and a line is drawn by its number: give all the same number")
-            if None not in cases and set(cases) != set(cast.get("problem", ())): raise ValueError(f"{slot} has the cases {', '.join(cases)}, and the cast's problems are {', '.join(cast.get('problem', ())) or 'none'}: name the same ones")
-        if nameless := set(cast.get("hero", ())) - set(heroes): raise ValueError(f"{', '.join(sorted(nameless))} of the cast {'is' if len(nameless) == 1 else 'are'} not among the heroes, so no pronoun fits: add them to heroes")
-        if unsaid := set(cast) - said: raise ValueError(f"{', '.join(sorted(unsaid))} may stay unsaid in a tale, so its entropy is not a sum: name it in every line of one slot")
+            if len({len(lines) for lines in cases.values()}) > 1:
+                raise ValueError(
+                    f"the cases of {slot} have "
+                    f"{', '.join(str(len(lines)) for lines in cases.values())} lines, and a line "
+                    "is drawn by its number: give all the same number"
+                )
+            if None not in cases and set(cases) != set(cast.get("problem", ())):
+                raise ValueError(
+                    f"{slot} has the cases {', '.join(cases)}, and the cast's problems are "
+                    f"{', '.join(cast.get('problem', ())) or 'none'}: name the same ones"
+                )
+        if nameless := set(cast.get("hero", ())) - set(heroes):
+            raise ValueError(
+                f"{', '.join(sorted(nameless))} of the cast "
+                f"{'is' if len(nameless) == 1 else 'are'} not among the heroes, so no pronoun "
+                "fits: add them to heroes"
+            )
+        if unsaid := set(cast) - said:
+            raise ValueError(
+                f"{', '.join(sorted(unsaid))} may stay unsaid in a tale, so its entropy is not a "
+                "sum: name it in every line of one slot"
+            )
 
     def sample(
         self,
@@ -162,13 +230,26 @@ class Tales:
         if n < 0: raise ValueError(f"n is {n}: the number of tales can't be negative")
         sizes = [len(values) for values in self.cast.values()] + list(self.sizes.values())
         uniform = np.random.default_rng(seed).random((n, len(sizes)))
-        drawn = np.stack([np.searchsorted(zipf(size).cumsum()[:-1], u, side="right") for size, u in zip(sizes, uniform.T)], axis=1).tolist()
-        return [tell(self.story, {name: values[i] for (name, values), i in zip(self.cast.items(), row)}, row[len(self.cast):], self.heroes) for row in drawn]
+        drawn = np.stack(
+            [
+                np.searchsorted(zipf(size).cumsum()[:-1], u, side="right")
+                for size, u in zip(sizes, uniform.T)
+            ],
+            axis=1,
+        ).tolist()
+        return [
+            tell(
+                self.story, {name: values[i] for (name, values), i in zip(self.cast.items(), row)},
+                row[len(self.cast) :], self.heroes,
+            )
+            for row in drawn
+        ]
 
     def readings(
         self,
         text: str,
-    ) -> Iterator[list[Sentence]]:  # one sentence a slot; the last of them with line −1 where the reading breaks off
+    ) -> Iterator[list[Sentence]]:  # one sentence a slot; the last of them with line −1 where the
+        # reading breaks off
         "Every way to read a text slot by slot, agreement aside."
         def read(slots, start):
             fits = False
@@ -177,9 +258,13 @@ class Tales:
                 if pattern and not match: continue
                 fits = True
                 for rest in read(slots[1:], match.end() if match else start):
-                    yield [Sentence(slots[0], problem, i, match.groupdict() if match else {}), *rest]
+                    yield [
+                        Sentence(slots[0], problem, i, match.groupdict() if match else {}),
+                        *rest,
+                    ]
             if not slots and start == len(text): yield []
-            elif not fits: yield [Sentence(slots[0] if slots else "end", None, -1, {"rest": text[start:]})]
+            elif not fits:
+                yield [Sentence(slots[0] if slots else "end", None, -1, {"rest": text[start:]})]
         yield from read(list(self.lines), 0)
 
     def log_prob(
@@ -191,8 +276,12 @@ class Tales:
         for reading in self.readings(text):
             facts, wrong = agree(reading, self.heroes)
             if wrong or reading[-1].line < 0: continue
-            chosen = [zipf(len(values))[values.index(facts[name])] for name, values in self.cast.items()]
-            total += math.prod(chosen) * math.prod(zipf(self.sizes[s.slot])[s.line] for s in reading)
+            chosen = [
+                zipf(len(values))[values.index(facts[name])] for name, values in self.cast.items()
+            ]
+            total += math.prod(chosen) * math.prod(
+                zipf(self.sizes[s.slot])[s.line] for s in reading
+            )
         return math.log(total) if total else -math.inf
 
     def entropy(self) -> float:  # nats per tale
@@ -213,5 +302,10 @@ class Tales:
             furthest, unread = len(reading), re.split(r"(?<=[.!]) ", last.groups.get("rest", ""))[0]
             if wrong: reason = wrong
             elif last.slot == "end": reason = f"end: {unread!r} stands behind the ending"
-            else: reason = f"{last.slot}: {unread!r} is none of its lines" if unread else f"{last.slot}: the tale stops before it"
+            else:
+                reason = (
+                    f"{last.slot}: {unread!r} is none of its lines"
+                    if unread
+                    else f"{last.slot}: the tale stops before it"
+                )
         return Verdict(False, reason)

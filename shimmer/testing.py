@@ -21,7 +21,11 @@ def total_probability(
     length: int,  # tokens of each text
 ) -> float:  # 1 for a likelihood, less for a bound
     "Σ exp(−nats) over all texts of a length; ValueError where they are too many to enumerate."
-    if not 1 <= vocab_size**length <= 10**6: raise ValueError(f"{vocab_size} tokens make {vocab_size**length:,} texts of {length}: give a vocabulary and a length that make 1 to 1,000,000")
+    if not 1 <= vocab_size**length <= 10**6:
+        raise ValueError(
+            f"{vocab_size} tokens make {vocab_size**length:,} texts of {length}: give a "
+            "vocabulary and a length that make 1 to 1,000,000"
+        )
     texts = torch.tensor(list(itertools.product(range(vocab_size), repeat=length)))
     return (-measure(texts)).exp().sum().item()
 
@@ -35,25 +39,38 @@ def max_logit_change(
 
 @torch.no_grad()
 def check_no_leak(
-    predict: Callable[[Tensor, Tensor], Tensor],  # (ids [B, L], hidden [B, L] bool) -> logits [B, L, V], the same when called twice
+    predict: Callable[[Tensor, Tensor], Tensor],  # (ids [B, L], hidden [B, L] bool) -> logits [B,
+        # L, V], the same when called twice
     ids: Tensor,  # [B, L] int64, whole texts
     hidden: Tensor,  # [B, L] bool, tokens that are to be unknown
-    read: Tensor | None = None,  # [B, L] bool, positions whose logits must not move; the hidden ones where None
+    read: Tensor | None = None,  # [B, L] bool, positions whose logits must not move; the hidden
+        # ones where None
     vocab_size: int | None = None,  # hidden tokens are changed to others below it; V where None
     tolerance: float = 1e-4,  # of a logit
     seed: int = 0,
 ):
-    "Change the hidden tokens of texts three times, each time all of them: ValueError if a logit that is read moves."
+    """Change the hidden tokens of texts three times, each time all of them: ValueError if a logit
+    that is read moves."""
     if not hidden.any(): raise ValueError("hidden has no True: hide at least one token")
-    read, old, generator = hidden if read is None else read, predict(ids, hidden), torch.Generator().manual_seed(seed)
+    read, old, generator = (
+        hidden if read is None else read, predict(ids, hidden), torch.Generator().manual_seed(seed),
+    )
     V = old.shape[-1] if vocab_size is None else vocab_size
-    if V < 2: raise ValueError(f"the vocabulary has {V} token: there is none to change a token to; give 2 at least")
+    if V < 2:
+        raise ValueError(
+            f"the vocabulary has {V} token: there is none to change a token to; give 2 at least"
+        )
     for _ in range(3):
         shift = torch.randint(1, V, ids.shape, generator=generator).to(ids.device)
-        moved = max_logit_change(predict(torch.where(hidden, (ids + shift) % V, ids), hidden), old).where(read, 0.0)
+        moved = max_logit_change(
+            predict(torch.where(hidden, (ids + shift) % V, ids), hidden), old
+        ).where(read, 0.0)
         if not (moved <= tolerance).all():
             row, at = divmod(int(moved.argmax()), ids.shape[1])
-            raise ValueError(f"hidden tokens leak: changing them moved a logit at position {at} of row {row} by {moved[row, at].item():.3g}; let the prediction see only what is not hidden")
+            raise ValueError(
+                f"hidden tokens leak: changing them moved a logit at position {at} of row {row} "
+                f"by {moved[row, at].item():.3g}; let the prediction see only what is not hidden"
+            )
 
 # %% ../nbs/appendix_testing.ipynb #aa955a35
 @torch.no_grad()
@@ -63,18 +80,34 @@ def check_cache(
     tolerance: float = 1e-3,  # of a logit
     seed: int = 0,
 ):
-    "Read texts token by token and in random parts through a cache: ValueError if a logit is not that of the text read at once."
-    if (L := ids.shape[1]) < 2: raise ValueError(f"the texts have {L} token: a cache is used from the second on; give longer ones")
+    """Read texts token by token and in random parts through a cache: ValueError if a logit is not
+    that of the text read at once."""
+    if (L := ids.shape[1]) < 2:
+        raise ValueError(
+            f"the texts have {L} token: a cache is used from the second on; give longer ones"
+        )
     generator = torch.Generator().manual_seed(seed)
-    cuts = [range(1, L)] + [(torch.randperm(L - 1, generator=generator)[: n % L] + 1).sort().values.tolist() for n in range(1, 4)]
+    cuts = [range(1, L)] + [
+        (torch.randperm(L - 1, generator=generator)[: n % L] + 1).sort().values.tolist()
+        for n in range(1, 4)
+    ]
     with evaluation_mode(model):
         whole = model(ids).logits
         for cut in cuts:
             cache = KVCache()
-            moved = max_logit_change(torch.cat([model(part, cache).logits for part in ids.tensor_split(list(cut), 1)], 1), whole)
+            moved = max_logit_change(
+                torch.cat(
+                    [model(part, cache).logits for part in ids.tensor_split(list(cut), 1)], 1
+                ),
+                whole,
+            )
             if not (moved <= tolerance).all():
                 row, at = divmod(int(moved.argmax()), L)
-                raise ValueError(f"the cache changes the model: read in {len(cut) + 1} parts, a logit at position {at} of row {row} moved by {moved[row, at].item():.3g}; count positions and mask from where the cache ends")
+                raise ValueError(
+                    f"the cache changes the model: read in {len(cut) + 1} parts, a logit at "
+                    f"position {at} of row {row} moved by {moved[row, at].item():.3g}; count "
+                    "positions and mask from where the cache ends"
+                )
 
 # %% ../nbs/appendix_testing.ipynb #fd3a7d86
 def check_estimate(
@@ -85,9 +118,16 @@ def check_estimate(
 ):
     "Average an estimate over seeds: ValueError if it is not the exact value's."
     if repeats < 2: raise ValueError(f"repeats is {repeats}: a standard error needs at least 2")
-    draws, exact = torch.stack([torch.as_tensor(estimate(seed)).cpu().double() for seed in range(repeats)]), torch.as_tensor(exact).cpu().double()
+    draws, exact = (
+        torch.stack([torch.as_tensor(estimate(seed)).cpu().double() for seed in range(repeats)]),
+        torch.as_tensor(exact).cpu().double(),
+    )
     mean, error = draws.mean(0), draws.std(0) / math.sqrt(repeats) + 1e-6 * (1 + exact.abs())
     off = (mean - exact).abs() / error
     if not (off <= errors).all():
         worst = int(off.argmax())
-        raise ValueError(f"the estimate is biased: for text {worst} it averages {mean[worst].item():.4f} over {repeats} seeds, {off[worst].item():.1f} standard errors from {exact[worst].item():.4f}")
+        raise ValueError(
+            f"the estimate is biased: for text {worst} it averages {mean[worst].item():.4f} over "
+            f"{repeats} seeds, {off[worst].item():.1f} standard errors from "
+            f"{exact[worst].item():.4f}"
+        )

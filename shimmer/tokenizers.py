@@ -41,44 +41,79 @@ _COLLISIONS = (
     ("pad", "eos", "losses leave pads out, so the end would never be learned", "pad"))
 
 def special_token_ids(
-    tokenizer: Any,  # any object with mask_token_id, and perhaps pad_token_id, eos_token_id, sep_token_id
+    tokenizer: Any,  # any object with mask_token_id, and perhaps pad_token_id, eos_token_id,
+        # sep_token_id
 ) -> SpecialTokens:
-    "The mask, pad (else 0) and end (else separator, else None) ids of any tokenizer; ValueError if the mask is missing or two are equal."
+    """The mask, pad (else 0) and end (else separator, else None) ids of any tokenizer; ValueError
+    if the mask is missing or two are equal."""
     read = lambda name: getattr(tokenizer, f"{name}_token_id", None)
     mask, pad, eos = read("mask"), read("pad"), read("eos")
     if mask is None:
-        raise ValueError(f"{type(tokenizer).__name__}.mask_token_id is None: a canvas starts as mask tokens; "
-                         "add one with add_special_tokens({'mask_token': '<mask>'})")
+        raise ValueError(
+            f"{type(tokenizer).__name__}.mask_token_id is None: a canvas starts as mask tokens; "
+            "add one with add_special_tokens({'mask_token': '<mask>'})"
+        )
     special = SpecialTokens(mask, 0 if pad is None else pad, read("sep") if eos is None else eos)
     for one, other, harm, mend in _COLLISIONS:
         if (same := getattr(special, one)) == getattr(special, other):
-            raise ValueError(f"{one}_token_id and {other}_token_id are both {same}: they must differ, since {harm}; "
-                             f"give the tokenizer a {mend} token of its own with add_special_tokens({{'{mend}_token': '<{mend}>'}})")
+            raise ValueError(
+                f"{one}_token_id and {other}_token_id are both {same}: they must differ, since "
+                f"{harm}; "
+                f"give the tokenizer a {mend} token of its own with "
+                f"add_special_tokens({{'{mend}_token': '<{mend}>'}})"
+            )
     return special
 
 # %% ../nbs/02_tokenizers.ipynb #1c7670f6
 def _shown(text: str, at: int = 0, most: int = 200) -> str:
     "A text for a message; of a long one, what stands around a place."
-    return repr(text) if len(text) <= most else f"a text of {len(text)} characters, at {at} {text[max(0, at - most // 4):at + most // 4]!r},"
+    return (
+        repr(text)
+        if len(text) <= most
+        else (
+            f"a text of {len(text)} characters, at {at} "
+            f"{text[max(0, at - most // 4) : at + most // 4]!r},"
+        )
+    )
 
 def check_contract(
     tokenizer: Any,  # the tokenizer to be checked
     texts: Iterable[str],  # what it is going to be used for
 ) -> SpecialTokens:
-    "Check the special ids, and that every text survives encoding and decoding exactly; ValueError shows the first that doesn't."
+    """Check the special ids, and that every text survives encoding and decoding exactly; ValueError
+    shows the first that doesn't."""
     special = special_token_ids(tokenizer)
-    reserved = {i for i in (special.mask, getattr(tokenizer, "pad_token_id", None), special.eos) if i is not None}
+    reserved = {
+        i
+        for i in (special.mask, getattr(tokenizer, "pad_token_id", None), special.eos)
+        if i is not None
+    }
     for text in texts:
         ids = list(tokenizer.encode(text))
         if bad := [i for i in ids if not 0 <= i < tokenizer.vocab_size]:
-            raise ValueError(f"{_shown(text)} gives id {bad[0]}: ids must be below vocab_size={tokenizer.vocab_size}; use the vocabulary the tokenizer was made with")
+            raise ValueError(
+                f"{_shown(text)} gives id {bad[0]}: ids must be below "
+                f"vocab_size={tokenizer.vocab_size}; use the vocabulary the tokenizer was made "
+                "with"
+            )
         if reserved & set(ids):
-            raise ValueError(f"{_shown(text)} gives the special ids {sorted(reserved & set(ids))}: plain text must not; encode without adding special tokens")
-        if hasattr(tokenizer, "encode_batch") and [list(row) for row in tokenizer.encode_batch([text, text])] != [ids, ids]:
-            raise ValueError(f"{_shown(text)} gives other ids in a batch than alone: the two must agree; compare encode_batch with encode")
+            raise ValueError(
+                f"{_shown(text)} gives the special ids {sorted(reserved & set(ids))}: plain text "
+                "must not; encode without adding special tokens"
+            )
+        if hasattr(tokenizer, "encode_batch") and [
+            list(row) for row in tokenizer.encode_batch([text, text])
+        ] != [ids, ids]:
+            raise ValueError(
+                f"{_shown(text)} gives other ids in a batch than alone: the two must agree; "
+                "compare encode_batch with encode"
+            )
         if (back := tokenizer.decode(ids)) != text:
             at = len(os.path.commonprefix([text, back]))
-            raise ValueError(f"{_shown(text, at)} comes back as {_shown(back, at)}: decoding must return the text exactly; use a tokenizer without normalisation")
+            raise ValueError(
+                f"{_shown(text, at)} comes back as {_shown(back, at)}: decoding must return the "
+                "text exactly; use a tokenizer without normalisation"
+            )
     return special
 
 # %% ../nbs/02_tokenizers.ipynb #cc177081
@@ -86,7 +121,8 @@ TOKENIZER_FILE = "shimmer_tokenizer.json"
 
 # %% ../nbs/02_tokenizers.ipynb #40939bd9
 class Tokenizer(ABC):
-    "Text to ids and exactly back, with a mask, and perhaps a pad and an end, that stand for no text."
+    """Text to ids and exactly back, with a mask, and perhaps a pad and an end, that stand for no
+    text."""
     kind: str  # the name of this kind in a saved file
     vocab_size: int  # ids a model may predict are 0 .. vocab_size - 1
     mask_token_id: int  # not known yet
@@ -112,7 +148,10 @@ class Tokenizer(ABC):
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         top = max(self.vocab_size - 1, self.mask_token_id)
         if bad := [i for i in ids if not 0 <= i <= top]:
-            raise ValueError(f"id {bad[0]} does not exist: ids run from 0 to {top}; decode with the tokenizer the model was trained with")
+            raise ValueError(
+                f"id {bad[0]} does not exist: ids run from 0 to {top}; decode with the tokenizer "
+                "the model was trained with"
+            )
         special = self._special_names
         return self._decode([i for i in ids if i not in special])
 
@@ -176,10 +215,19 @@ class TableTokenizer(Tokenizer):
         pieces: Sequence[str],  # distinct pieces of text; a piece's position is its id
         eos: bool = True,  # have an end token and a pad?
     ):
-        if not pieces or len(set(pieces)) < len(pieces) or not all(isinstance(p, str) and p for p in pieces):
-            raise ValueError(f"{len(pieces)} {self.unit}s, {len(set(pieces))} distinct: a table needs at least one, no empty one and none twice; make it with {type(self).__name__}.train")
+        if (
+            not pieces
+            or len(set(pieces)) < len(pieces)
+            or not all(isinstance(p, str) and p for p in pieces)
+        ):
+            raise ValueError(
+                f"{len(pieces)} {self.unit}s, {len(set(pieces))} distinct: a table needs at least "
+                f"one, no empty one and none twice; make it with {type(self).__name__}.train"
+            )
         self.pieces = list(pieces)
-        self.eos_token_id, self.pad_token_id = (len(pieces), len(pieces) + 1) if eos else (None, None)
+        self.eos_token_id, self.pad_token_id = (
+            (len(pieces), len(pieces) + 1) if eos else (None, None)
+        )
         self.vocab_size = self.mask_token_id = len(pieces) + 2 * bool(eos)
         self._ids = {piece: i for i, piece in enumerate(self.pieces)}
 
@@ -203,16 +251,22 @@ class TableTokenizer(Tokenizer):
         try: return list(map(self._ids.__getitem__, pieces))
         except KeyError:
             unknown = sorted({p for p in pieces if p not in self._ids})
-            shown = ", ".join(map(repr, unknown[:8])) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
-            raise ValueError(f"unknown {self.unit}{'s' * (len(unknown) > 1)} {shown}: each must be among the {len(self.pieces)} of the table; "
-                             "train one tokenizer on the texts of both splits, or use SentencePieceTokenizer") from None
+            shown = ", ".join(map(repr, unknown[:8])) + (
+                f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+            )
+            raise ValueError(
+                f"unknown {self.unit}{'s' * (len(unknown) > 1)} {shown}: each must be among the "
+                f"{len(self.pieces)} of the table; "
+                "train one tokenizer on the texts of both splits, or use SentencePieceTokenizer"
+            ) from None
 
     def _decode(self, ids: list[int]) -> str: return "".join(map(self.pieces.__getitem__, ids))
 
     def _state(self) -> dict: return {"pieces": self.pieces, "eos": self.eos_token_id is not None}
 
     @classmethod
-    def _load(cls, state: dict, directory: Path) -> "TableTokenizer": return cls(state["pieces"], state["eos"])
+    def _load(cls, state: dict, directory: Path) -> "TableTokenizer":
+        return cls(state["pieces"], state["eos"])
 
 # %% ../nbs/02_tokenizers.ipynb #9d48213e
 class CharTokenizer(TableTokenizer):
@@ -224,7 +278,8 @@ class CharTokenizer(TableTokenizer):
 
 # %% ../nbs/02_tokenizers.ipynb #a5a75511
 class WordTokenizer(TableTokenizer):
-    "One id for each word or punctuation mark together with the space before it: for small worlds such as the tales."
+    """One id for each word or punctuation mark together with the space before it: for small worlds
+    such as the tales."""
     kind, unit = "word", "word"
     pattern = re.compile(r" ?\w+| ?[^\w\s]|\s")
 
@@ -235,7 +290,8 @@ class WordTokenizer(TableTokenizer):
 _SPACE = "\u2581"
 
 def _training_lines(texts: Iterable[str], longest: int = 4096) -> Iterator[str]:
-    "The lines of texts, without what the trainer can't read, in runs of at most `longest` characters."
+    """The lines of texts, without what the trainer can't read, in runs of at most `longest`
+    characters."""
     for text in [texts] if isinstance(texts, str) else texts:
         for line in re.split(f"[\n\t\0{_SPACE}]", text):
             for start in range(0, len(line), longest): yield line[start:start + longest]
@@ -249,25 +305,46 @@ def _sample(lines: Iterable[str], size: int, seed: int) -> list[str]:
     return kept
 
 # %% ../nbs/02_tokenizers.ipynb #b96742e1
-def _train_sentencepiece(texts: Iterable[str], vocab_size: int, model_type: str, eos: bool, seed: int, sample_lines: int) -> bytes:
+def _train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, model_type: str, eos: bool, seed: int, sample_lines: int
+) -> bytes:
     "A SentencePiece model, as the bytes of its file."
     special = dict(pad_id=0, eos_id=1, unk_id=2) if eos else dict(pad_id=-1, eos_id=-1, unk_id=0)
     model, lines = BytesIO(), _sample(_training_lines(texts), sample_lines, seed)
-    if vocab_size < 1: raise ValueError(f"vocab_size={vocab_size}: the 256 bytes alone take more; give for example vocab_size=10000")
-    if not lines: raise ValueError("no text to train on: SentencePiece needs at least one line; give texts that aren't empty")
+    if vocab_size < 1:
+        raise ValueError(
+            f"vocab_size={vocab_size}: the 256 bytes alone take more; give for example "
+            "vocab_size=10000"
+        )
+    if not lines:
+        raise ValueError(
+            "no text to train on: SentencePiece needs at least one line; give texts that aren't "
+            "empty"
+        )
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, model_type=model_type,
-            byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
-            user_defined_symbols=["\n"], bos_id=-1, pad_piece="<pad>", eos_piece="<eos>", unk_piece="<unk>", **special,
-            max_sentence_length=1 << 16, num_threads=4, minloglevel=2)
+            sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size,
+            model_type=model_type, byte_fallback=True, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, add_dummy_prefix=False, user_defined_symbols=["\n"],
+            bos_id=-1, pad_piece="<pad>", eos_piece="<eos>", unk_piece="<unk>", **special,
+            max_sentence_length=1 << 16, num_threads=4, minloglevel=2,
+        )
     except RuntimeError as error:
         message = str(error)
         if limit := re.search(r"value <= (\d+)", message):
-            raise ValueError(f"vocab_size={vocab_size}: these texts yield at most {limit[1]} ids; ask for {limit[1]} or fewer, or train on more text") from None
+            raise ValueError(
+                f"vocab_size={vocab_size}: these texts yield at most {limit[1]} ids; ask for "
+                f"{limit[1]} or fewer, or train on more text"
+            ) from None
         if limit := re.search(r"required_chars\. \d+ vs (\d+)", message):
-            raise ValueError(f"vocab_size={vocab_size}: bytes, special ids and single characters alone take {limit[1]}; ask for more than {limit[1]}") from None
-        raise ValueError(f"vocab_size={vocab_size}, {model_type}: SentencePiece can't train on these texts ({message}); give more text or another size") from None
+            raise ValueError(
+                f"vocab_size={vocab_size}: bytes, special ids and single characters alone take "
+                f"{limit[1]}; ask for more than {limit[1]}"
+            ) from None
+        raise ValueError(
+            f"vocab_size={vocab_size}, {model_type}: SentencePiece can't train on these texts "
+            f"({message}); give more text or another size"
+        ) from None
     return model.getvalue()
 
 # %% ../nbs/02_tokenizers.ipynb #50926cd9
@@ -281,11 +358,20 @@ class SentencePieceTokenizer(Tokenizer):
     ):
         self._model = model
         try: self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError: raise ValueError(f"{len(model)} bytes that are no SentencePiece model: the file is damaged; train or copy it again") from None
+        except RuntimeError:
+            raise ValueError(
+                f"{len(model)} bytes that are no SentencePiece model: the file is damaged; train "
+                "or copy it again"
+            ) from None
         self.vocab_size = self.mask_token_id = self._processor.get_piece_size()
         present = lambda i: None if i < 0 else i
-        self.pad_token_id, self.eos_token_id = present(self._processor.pad_id()), present(self._processor.eos_id())
-        self._space_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        self.pad_token_id, self.eos_token_id = (
+            present(self._processor.pad_id()),
+            present(self._processor.eos_id()),
+        )
+        self._space_ids = [
+            self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()
+        ]
 
     @classmethod
     def train(cls,
@@ -296,9 +382,12 @@ class SentencePieceTokenizer(Tokenizer):
         seed: int = 0,  # of the sample of lines
         sample_lines: int = 200_000,  # lines the training looks at, at most
     ) -> "SentencePieceTokenizer":
-        "Learn pieces from texts; ValueError if the texts are too few for `vocab_size` or it is too small."
+        """Learn pieces from texts; ValueError if the texts are too few for `vocab_size` or it is
+        too small."""
         if model_type not in ("unigram", "bpe"):
-            raise ValueError(f"model_type={model_type!r}: must be 'unigram' or 'bpe'; choose one of the two")
+            raise ValueError(
+                f"model_type={model_type!r}: must be 'unigram' or 'bpe'; choose one of the two"
+            )
         return cls(_train_sentencepiece(texts, vocab_size, model_type, eos, seed, sample_lines))
 
     def encode(self, text: str) -> list[int]: return self.encode_batch([text])[0]
@@ -315,17 +404,23 @@ class SentencePieceTokenizer(Tokenizer):
         if int(id) in self._special_names: return self._special_names[int(id)]
         return self._processor.id_to_piece(int(id)).replace(_SPACE, " ")
 
-    def _decode(self, ids: list[int]) -> str: return self._processor.decode([i for i in ids if i != self._processor.unk_id()])
+    def _decode(self, ids: list[int]) -> str:
+        return self._processor.decode([i for i in ids if i != self._processor.unk_id()])
 
     def _state(self) -> dict: return {"sha256": hashlib.sha256(self._model).hexdigest()}
 
-    def _save_files(self, directory: Path) -> None: _write_whole(directory / self.model_file, self._model)
+    def _save_files(self, directory: Path) -> None:
+        _write_whole(directory / self.model_file, self._model)
 
     @classmethod
     def _load(cls, state: dict, directory: Path) -> "SentencePieceTokenizer":
         model = (directory / cls.model_file).read_bytes()
         if (found := hashlib.sha256(model).hexdigest()) != state["sha256"]:
-            raise ValueError(f"{cls.model_file} has sha256 {found[:12]}, {TOKENIZER_FILE} says {state['sha256'][:12]}: the files must be saved together; save or copy both again")
+            raise ValueError(
+                f"{cls.model_file} has sha256 {found[:12]}, {TOKENIZER_FILE} says "
+                f"{state['sha256'][:12]}: the files must be saved together; save or copy both "
+                "again"
+            )
         return cls(model)
 
 # %% ../nbs/02_tokenizers.ipynb #aecd0fbc
@@ -335,7 +430,8 @@ class HuggingFaceTokenizer(Tokenizer):
     folder = "huggingface_tokenizer"
 
     def __init__(self,
-        tokenizer: Any,  # for example from transformers.AutoTokenizer.from_pretrained; must have a mask token
+        tokenizer: Any,  # for example from transformers.AutoTokenizer.from_pretrained; must have a
+            # mask token
     ):
         special = special_token_ids(tokenizer)
         self.tokenizer = tokenizer
@@ -355,7 +451,11 @@ class HuggingFaceTokenizer(Tokenizer):
     ) -> "HuggingFaceTokenizer":
         "Load with transformers, which must be installed."
         try: from transformers import AutoTokenizer
-        except ImportError: raise ValueError(f"transformers is not installed: it is needed to load {name}; install it with pip install transformers") from None
+        except ImportError:
+            raise ValueError(
+                f"transformers is not installed: it is needed to load {name}; install it with pip "
+                "install transformers"
+            ) from None
         return cls(AutoTokenizer.from_pretrained(str(name)))
 
     def encode(self, text: str) -> list[int]: return self.encode_batch([text])[0]
@@ -373,29 +473,46 @@ class HuggingFaceTokenizer(Tokenizer):
         if self.decode(spelled) == text: return spelled
         if special := self._reserved.intersection(ids):
             name = self.tokenizer.convert_ids_to_tokens(min(special))
-            raise ValueError(f"{_shown(text, max(0, text.find(name)))} holds {name!r}, which this tokenizer "
-                             "can't write as text: a special token must not come from a text; "
-                             "take it out, or use another tokenizer")
+            raise ValueError(
+                f"{_shown(text, max(0, text.find(name)))} holds {name!r}, which this tokenizer "
+                "can't write as text: a special token must not come from a text; "
+                "take it out, or use another tokenizer"
+            )
         return ids
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def fingerprint(self) -> str:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return _digest([self.kind, self._state(), backend.to_str() if backend else sorted(self.tokenizer.get_vocab().items())])
+        return _digest(
+            [
+                self.kind, self._state(),
+                backend.to_str() if backend else sorted(self.tokenizer.get_vocab().items()),
+            ]
+        )
 
-    def _state(self) -> dict: return {"mask": self.mask_token_id, "pad": self.pad_token_id, "eos": self.eos_token_id}
+    def _state(self) -> dict:
+        return {"mask": self.mask_token_id, "pad": self.pad_token_id, "eos": self.eos_token_id}
 
-    def _save_files(self, directory: Path) -> None: self.tokenizer.save_pretrained(str(directory / self.folder))
+    def _save_files(self, directory: Path) -> None:
+        self.tokenizer.save_pretrained(str(directory / self.folder))
 
     @classmethod
     def _load(cls, state: dict, directory: Path) -> "HuggingFaceTokenizer":
         if not (directory / cls.folder).is_dir():
-            raise FileNotFoundError(f"no folder {cls.folder} in {directory}: {TOKENIZER_FILE} needs it; save or copy the tokenizer again")
+            raise FileNotFoundError(
+                f"no folder {cls.folder} in {directory}: {TOKENIZER_FILE} needs it; save or copy "
+                "the tokenizer again"
+            )
         loaded = cls.from_pretrained(directory / cls.folder)
         if loaded._state() != state:
-            raise ValueError(f"{cls.folder} has the special ids {loaded._state()}, {TOKENIZER_FILE} says {state}: the files must be saved together; save or copy both again")
+            raise ValueError(
+                f"{cls.folder} has the special ids {loaded._state()}, {TOKENIZER_FILE} says "
+                f"{state}: the files must be saved together; save or copy both again"
+            )
         return loaded
 
 # %% ../nbs/02_tokenizers.ipynb #3e866c9a
@@ -405,55 +522,83 @@ _KINDS = {cls.kind: cls for cls in
 def _kind(name: str) -> type[Tokenizer] | None:
     "The class of a kind, None where there is none; that of molecules has a module of its own."
     if name != "selfies": return _KINDS.get(name)
-    SelfiesTokenizer = importlib.import_module("shimmer.molecules").SelfiesTokenizer  # a higher floor, asked for by name
+    # a higher floor, asked for by name
+    SelfiesTokenizer = importlib.import_module("shimmer.molecules").SelfiesTokenizer
     return SelfiesTokenizer
 
 def load_tokenizer(
     directory: str | Path,  # where `save_pretrained` wrote; a model's checkpoint directory is one
 ) -> Tokenizer:
-    "The tokenizer saved in a directory; FileNotFoundError if a file is missing, ValueError if one is damaged."
+    """The tokenizer saved in a directory; FileNotFoundError if a file is missing, ValueError if one
+    is damaged."""
     directory = Path(directory)
     path = directory / TOKENIZER_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no {TOKENIZER_FILE} in {directory}: a tokenizer directory must have one; write it with tokenizer.save_pretrained")
+        raise FileNotFoundError(
+            f"no {TOKENIZER_FILE} in {directory}: a tokenizer directory must have one; write it "
+            "with tokenizer.save_pretrained"
+        )
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         kind, state = str(saved["kind"]), saved["state"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: it must be JSON with kind and state; save or copy the tokenizer again") from None
+        raise ValueError(
+            f"{path} is damaged: it must be JSON with kind and state; save or copy the tokenizer "
+            "again"
+        ) from None
     if (cls := _kind(kind)) is None:
         raise ValueError(f"{path} is of kind {kind!r}: known are {', '.join(_KINDS)} and selfies; "
                          "load it with the version of shimmer that saved it")
     try: return cls._load(state, directory)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} needs {error.filename or error}: the files must be kept together; save or copy the tokenizer again") from None
+        raise FileNotFoundError(
+            f"{path} needs {error.filename or error}: the files must be kept together; save or "
+            "copy the tokenizer again"
+        ) from None
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): its state doesn't describe a {kind} tokenizer; save or copy the tokenizer again") from None
+        raise ValueError(
+            f"{path} is damaged ({error}): its state doesn't describe a {kind} tokenizer; save or "
+            "copy the tokenizer again"
+        ) from None
 
 # %% ../nbs/02_tokenizers.ipynb #07a11332
 def train_tokenizer(
     corpus: Any,  # a Corpus: .train and .valid with a column "text", .documents
     kind: str = "unigram",  # "char", "word", "selfies", "unigram" or "bpe"
-    vocab_size: int | None = None,  # number of ids of a unigram or bpe vocabulary; a table is as long as its corpus makes it
-    eos: bool | None = None,  # have an end token and a pad? None: where the corpus consists of documents
+    vocab_size: int | None = None,  # number of ids of a unigram or bpe vocabulary; a table is as
+        # long as its corpus makes it
+    eos: bool | None = None,  # have an end token and a pad? None: where the corpus consists of
+        # documents
 ) -> Tokenizer:
-    "The one tokenizer for both splits of a corpus; ValueError for an unknown kind or a size that doesn't fit it."
+    """The one tokenizer for both splits of a corpus; ValueError for an unknown kind or a size that
+    doesn't fit it."""
     eos = corpus.documents if eos is None else eos
     texts = lambda split: (row["text"] for row in split)
     if kind in ("char", "word", "selfies"):
         if vocab_size is not None:
-            raise ValueError(f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every "
-                             f"{_kind(kind).unit} there is; leave vocab_size out, or use kind='unigram'")
+            raise ValueError(
+                f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every "
+                f"{_kind(kind).unit} there is; leave vocab_size out, or use kind='unigram'"
+            )
         return _kind(kind).train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
     if kind not in ("unigram", "bpe"):
-        raise ValueError(f"kind={kind!r}: must be 'char', 'word', 'selfies', 'unigram' or 'bpe'; choose one of the five")
+        raise ValueError(
+            f"kind={kind!r}: must be 'char', 'word', 'selfies', 'unigram' or 'bpe'; choose one of "
+            "the five"
+        )
     if vocab_size is None:
-        raise ValueError(f"vocab_size=None with kind={kind!r}: the number of pieces must be given; pass for example vocab_size=10000")
+        raise ValueError(
+            f"vocab_size=None with kind={kind!r}: the number of pieces must be given; pass for "
+            "example vocab_size=10000"
+        )
     return SentencePieceTokenizer.train(texts(corpus.train), vocab_size, model_type=kind, eos=eos)
 
 # %% ../nbs/02_tokenizers.ipynb #14aef91e
-def _document_canvases(batches: Iterable[list[list[int]]], length: int, eos: int) -> Iterator[np.ndarray]:
-    "Each text on canvases of its own, filled up with end tokens, at least one: int64 [n, length] per batch."
+def _document_canvases(
+    batches: Iterable[list[list[int]]], length: int, eos: int
+) -> Iterator[np.ndarray]:
+    """Each text on canvases of its own, filled up with end tokens, at least one: int64 [n, length]
+    per batch."""
     for batch in batches:
         starts = np.cumsum([0] + [len(ids) // length + 1 for ids in batch]) * length
         flat = np.full(starts[-1], eos)
@@ -462,7 +607,8 @@ def _document_canvases(batches: Iterable[list[list[int]]], length: int, eos: int
 
 # %% ../nbs/02_tokenizers.ipynb #98178e18
 def _window_canvases(batches: Iterable[list[list[int]]], length: int) -> Iterator[np.ndarray]:
-    "All texts joined and cut into windows, a last partial one dropped: int64 [n, length] per batch."
+    """All texts joined and cut into windows, a last partial one dropped: int64 [n, length] per
+    batch."""
     rest = np.empty(0, np.int64)
     for batch in batches:
         joined = np.concatenate([rest, *(np.array(ids, np.int64) for ids in batch)])
@@ -471,9 +617,14 @@ def _window_canvases(batches: Iterable[list[list[int]]], length: int) -> Iterato
         yield joined[:whole].reshape(-1, length)
 
 # %% ../nbs/02_tokenizers.ipynb #69edff6c
-def _write_canvases(path: Path, canvases: Iterable[np.ndarray], length: int, vocab_size: int) -> int:
-    "Write rows [n, length] to an Arrow file, aside first and renamed when whole; the number of rows."
-    features = Features({"ids": List(Value("uint16" if vocab_size <= 1 << 16 else "int32"), length=length)})
+def _write_canvases(
+    path: Path, canvases: Iterable[np.ndarray], length: int, vocab_size: int
+) -> int:
+    """Write rows [n, length] to an Arrow file, aside first and renamed when whole; the number of
+    rows."""
+    features = Features(
+        {"ids": List(Value("uint16" if vocab_size <= 1 << 16 else "int32"), length=length)}
+    )
     schema, rows = features.arrow_schema, 0
     ids = schema.field("ids").type
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -481,7 +632,11 @@ def _write_canvases(path: Path, canvases: Iterable[np.ndarray], length: int, voc
         with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for rows_now in canvases:
                 flat = pa.array(rows_now.ravel().astype(ids.value_type.to_pandas_dtype()))
-                writer.write_batch(pa.record_batch([pa.FixedSizeListArray.from_arrays(flat, type=ids)], schema=schema))
+                writer.write_batch(
+                    pa.record_batch(
+                        [pa.FixedSizeListArray.from_arrays(flat, type=ids)], schema=schema
+                    )
+                )
                 rows += len(rows_now)
         if rows: os.replace(aside, path)
     finally: aside.unlink(missing_ok=True)
@@ -516,20 +671,34 @@ def _split_key(split: Any, name: str, settings: list) -> str:
         data = text.encode()
         digest.update(len(data).to_bytes(8, "little") + data)
         characters += len(text)
-    if not characters: raise ValueError(f"{name} holds 0 characters: there must be text to encode; check where the corpus was loaded from")
+    if not characters:
+        raise ValueError(
+            f"{name} holds 0 characters: there must be text to encode; check where the corpus was "
+            "loaded from"
+        )
     return digest.hexdigest()
 
 # %% ../nbs/02_tokenizers.ipynb #aaaf2ba8
 def encode_corpus(
-    corpus: Any,  # a Corpus: .name, .train and .valid (datasets, also streamed ones, with a column "text"), .documents
+    corpus: Any,  # a Corpus: .name, .train and .valid (datasets, also streamed ones, with a column
+        # "text"), .documents
     tokenizer: Tokenizer,  # the one tokenizer for both splits
     max_seq_len: int,  # positions of a canvas
-    cache_dir: str | Path | None = None,  # default: the environment's SHIMMER_CACHE, else ~/.cache/shimmer
+    cache_dir: str | Path | None = None,  # default: the environment's SHIMMER_CACHE, else
+        # ~/.cache/shimmer
 ) -> EncodedCorpus:
-    "A corpus as canvases of one length, cached by content; ValueError if a split is empty or shorter than one canvas."
-    if max_seq_len < 1: raise ValueError(f"max_seq_len={max_seq_len}: a canvas must have at least 1 position; pass for example max_seq_len=256")
+    """A corpus as canvases of one length, cached by content; ValueError if a split is empty or
+    shorter than one canvas."""
+    if max_seq_len < 1:
+        raise ValueError(
+            f"max_seq_len={max_seq_len}: a canvas must have at least 1 position; pass for example "
+            "max_seq_len=256"
+        )
     if corpus.documents and tokenizer.eos_token_id is None:
-        raise ValueError(f"the texts of {corpus.name} end, and eos_token_id is None: a text's end must be writable; train the tokenizer with eos=True")
+        raise ValueError(
+            f"the texts of {corpus.name} end, and eos_token_id is None: a text's end must be "
+            "writable; train the tokenizer with eos=True"
+        )
     cache = Path(cache_dir or os.environ.get("SHIMMER_CACHE") or Path.home() / ".cache" / "shimmer")
     cache.mkdir(parents=True, exist_ok=True)
     settings = ["canvases 1", tokenizer.fingerprint(), max_seq_len, corpus.documents]
@@ -537,14 +706,25 @@ def encode_corpus(
         path = cache / f"{_split_key(split, name, settings)}.arrow"
         if not path.is_file():
             batches = map(tokenizer.encode_batch, _text_batches(split))
-            canvases = (_document_canvases(batches, max_seq_len, tokenizer.eos_token_id) if corpus.documents
-                        else _window_canvases(batches, max_seq_len))
+            canvases = (
+                _document_canvases(batches, max_seq_len, tokenizer.eos_token_id)
+                if corpus.documents
+                else _window_canvases(batches, max_seq_len)
+            )
             try: rows = _write_canvases(path, canvases, max_seq_len, tokenizer.vocab_size)
             except OSError as error:
                 if error.errno != errno.ENOSPC: raise
-                raise OSError(f"the canvases of {name} could not be written to {cache} ({error}): make room there, or name another folder in SHIMMER_CACHE") from error
+                raise OSError(
+                    f"the canvases of {name} could not be written to {cache} ({error}): make room "
+                    "there, or name another folder in SHIMMER_CACHE"
+                ) from error
             if not rows:
-                raise ValueError(f"{name} is shorter than one canvas of max_seq_len={max_seq_len} tokens: it must fill at least one; choose a smaller max_seq_len or a longer text")
+                raise ValueError(
+                    f"{name} is shorter than one canvas of max_seq_len={max_seq_len} tokens: it "
+                    "must fill at least one; choose a smaller max_seq_len or a longer text"
+                )
         return Dataset.from_file(str(path)).with_format("torch")
-    return EncodedCorpus(encoded(corpus.train, f"{corpus.name}.train"), encoded(corpus.valid, f"{corpus.name}.valid"),
-                         tokenizer, max_seq_len, corpus.documents)
+    return EncodedCorpus(
+        encoded(corpus.train, f"{corpus.name}.train"),
+        encoded(corpus.valid, f"{corpus.name}.valid"), tokenizer, max_seq_len, corpus.documents,
+    )

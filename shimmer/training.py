@@ -32,7 +32,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from .checkpoints import check_replaceable, check_vocabulary, load_optimizer_tensors, lock_checkpoint, optimizer_tensors, restore_checkpoint, save_checkpoint
+from .checkpoints import check_replaceable, check_vocabulary, load_optimizer_tensors
+from .checkpoints import lock_checkpoint, optimizer_tensors, restore_checkpoint
+from .checkpoints import save_checkpoint
 from .corruption import Batch, draw_noise
 from .devices import Precision, compiled, native_precision, pick_device, resolve_precision
 from .layers import TransformerBlock
@@ -44,7 +46,8 @@ from .tokenizers import EncodedCorpus, Tokenizer
 # %% ../nbs/10_training.ipynb #f3249595
 @dataclass(frozen=True)
 class Stage:
-    "One stretch of training on its own share of the data; ValueError for a value that makes no stage."
+    """One stretch of training on its own share of the data; ValueError for a value that makes no
+    stage."""
     name: str
     objective: Objective | None = None  # what it minimises; the model's own where None
     epochs: int = 3  # passes over the stage's canvases
@@ -53,9 +56,13 @@ class Stage:
     def __post_init__(self):
         at = f"in stage {self.name!r}"
         if self.objective is not None and not callable(self.objective):
-            raise ValueError(f"objective is {self.objective!r} {at}: give something that is called with a model and a batch, such as MaskedLM()")
+            raise ValueError(
+                f"objective is {self.objective!r} {at}: give something that is called with a "
+                "model and a batch, such as MaskedLM()"
+            )
         if self.epochs < 1: raise ValueError(f"epochs is {self.epochs} {at}: give at least 1")
-        if not 0 < self.data_fraction <= 1: raise ValueError(f"data_fraction is {self.data_fraction} {at}: give a share in (0, 1]")
+        if not 0 < self.data_fraction <= 1:
+            raise ValueError(f"data_fraction is {self.data_fraction} {at}: give a share in (0, 1]")
 
 # %% ../nbs/10_training.ipynb #32189add
 PROGRESSIVE = (
@@ -71,13 +78,17 @@ class TrainConfig:
     "How to train; what to train on is said by the stages. ValueError for a value out of its range."
     batch_size: int = 64  # canvases in an update, over all processes
     lr: float = 2e-4  # AdamW's peak learning rate
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon on the matrices inside blocks, AdamW on the rest
+    # muon: Muon on the matrices inside blocks, AdamW on the rest
+    optimizer: Literal["adamw", "muon"] = "adamw"
     muon_lr: float = 0.005  # Muon's peak learning rate
-    weight_decay: float = 0.01  # share of a weight taken away in an update, in units of the learning rate
+    # share of a weight taken away in an update, in units of the learning rate
+    weight_decay: float = 0.01
     warmup_steps: int = 100  # updates until the peak learning rate
     min_lr_scale: float = 0.02  # where the cosine ends, as a share of the peak
     clip: float = 1.0  # gradient norm is clipped to this
-    precision: Precision = "auto"  # of the network's arithmetic; weights are kept in fp32. auto: bf16 where the device multiplies it natively, fp32 elsewhere
+    # of the network's arithmetic; weights are kept in fp32. auto: bf16 where the device multiplies
+    # it natively, fp32 elsewhere
+    precision: Precision = "auto"
     gradient_accumulation: int = 1  # parts a batch is computed in
     compile: bool = False  # torch.compile the model's blocks
     ema_decay: float = 0.0  # average of the weights that is validated and kept; 0 for none
@@ -93,17 +104,38 @@ class TrainConfig:
     progress: bool = True  # show a progress bar
 
     def __post_init__(self):
-        for name in ("batch_size", "gradient_accumulation", "log_every", "validate_every", "validation_texts", "validation_draws", "checkpoint_every"):
-            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        for name in (
+            "batch_size",
+            "gradient_accumulation",
+            "log_every",
+            "validate_every",
+            "validation_texts",
+            "validation_draws",
+            "checkpoint_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
         for name in ("lr", "muon_lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
         for name in ("weight_decay", "warmup_steps"):
-            if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
-        if not 0 <= self.min_lr_scale <= 1: raise ValueError(f"min_lr_scale is {self.min_lr_scale}: give a share in [0, 1]")
-        if not 0 <= self.seed < 2**32: raise ValueError(f"seed is {self.seed}: give a whole number from 0 to {2**32 - 1}")
-        if not 0 <= self.ema_decay < 1: raise ValueError(f"ema_decay is {self.ema_decay}: give a number in [0, 1), 0 for no average")
-        if self.precision not in get_args(Precision): raise ValueError(f"precision {self.precision!r} is unknown: choose {', '.join(get_args(Precision)[:-1])} or {get_args(Precision)[-1]}")
-        if self.optimizer not in ("adamw", "muon"): raise ValueError(f"optimizer {self.optimizer!r} is unknown: choose adamw or muon")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
+        if not 0 <= self.min_lr_scale <= 1:
+            raise ValueError(f"min_lr_scale is {self.min_lr_scale}: give a share in [0, 1]")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: give a whole number from 0 to {2**32 - 1}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"ema_decay is {self.ema_decay}: give a number in [0, 1), 0 for no average"
+            )
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision {self.precision!r} is unknown: choose "
+                f"{', '.join(get_args(Precision)[:-1])} or {get_args(Precision)[-1]}"
+            )
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown: choose adamw or muon")
 
 # %% ../nbs/10_training.ipynb #02815aea
 @lru_cache(maxsize=2)
@@ -117,7 +149,8 @@ def seeded_permutation(
 # %% ../nbs/10_training.ipynb #5606f1a8
 @dataclass
 class DataSchedule:
-    "Every update of a run as a function of its number: its stage, its canvases, its noise. ValueError where stages, data and batch don't fit together."
+    """Every update of a run as a function of its number: its stage, its canvases, its noise.
+    ValueError where stages, data and batch don't fit together."""
     stages: tuple[Stage, ...]
     num_canvases: int  # training canvases there are
     batch_size: int  # canvases in an update
@@ -126,22 +159,34 @@ class DataSchedule:
     def __post_init__(self):
         if not self.stages: raise ValueError("stages is empty: give at least one Stage")
         if (share := sum(s.data_fraction for s in self.stages)) > 1 + 1e-6:
-            raise ValueError(f"the stages' data_fraction add up to {share:g}: they are parts of one whole, so make it at most 1")
+            raise ValueError(
+                f"the stages' data_fraction add up to {share:g}: they are parts of one whole, so "
+                "make it at most 1"
+            )
         for stage, rows in zip(self.stages, self.shares):
             if len(rows) < self.batch_size:
-                raise ValueError(f"stage {stage.name!r} has {len(rows)} canvases and batch_size is {self.batch_size}: take a larger data_fraction, more text or a smaller batch")
+                raise ValueError(
+                    f"stage {stage.name!r} has {len(rows)} canvases and batch_size is "
+                    f"{self.batch_size}: take a larger data_fraction, more text or a smaller batch"
+                )
 
     @cached_property
     def shares(self) -> list[Tensor]:  # one [n] for each stage
         "The numbers of the canvases that each stage reads."
         order = seeded_permutation(self.num_canvases, self.seed)
-        ends = [round(self.num_canvases * share) for share in accumulate(s.data_fraction for s in self.stages)]
+        ends = [
+            round(self.num_canvases * share)
+            for share in accumulate(s.data_fraction for s in self.stages)
+        ]
         return [order[a:b] for a, b in zip([0, *ends], ends)]
 
     @cached_property
     def steps(self) -> list[int]:  # one for each stage
         "Updates of each stage; what doesn't fill a batch is left out of an epoch."
-        return [stage.epochs * (len(rows) // self.batch_size) for stage, rows in zip(self.stages, self.shares)]
+        return [
+            stage.epochs * (len(rows) // self.batch_size)
+            for stage, rows in zip(self.stages, self.shares)
+        ]
 
     @property
     def total(self) -> int:
@@ -156,13 +201,17 @@ class DataSchedule:
         for number, steps in enumerate(self.steps):
             if step < steps: return number, step
             step -= steps
-        raise IndexError(f"update {step + self.total} lies beyond the end of the run, which has {self.total}: count from 0")
+        raise IndexError(
+            f"update {step + self.total} lies beyond the end of the run, which has {self.total}: "
+            "count from 0"
+        )
 
     def batch(
         self,
         step: int,  # updates made before
         length: int,  # tokens of a canvas
-    ) -> tuple[Stage, Tensor, Tensor, int]:  # stage; canvas numbers [B]; noise [B, 1 + L]; seed of the update
+    ) -> tuple[Stage, Tensor, Tensor, int]:  # stage; canvas numbers [B]; noise [B, 1 + L]; seed of
+        # the update
         "What an update reads."
         number, into = self.stage_of(step)
         rows = self.shares[number]
@@ -170,13 +219,17 @@ class DataSchedule:
         order = seeded_permutation(len(rows), (self.seed * 101 + number) * 10_007 + epoch)
         seed = self.seed * 1_000_003 + step
         noise = draw_noise(self.batch_size, length, torch.Generator().manual_seed(seed))
-        return self.stages[number], rows[order[i * self.batch_size : (i + 1) * self.batch_size]], noise, seed
+        return (
+            self.stages[number], rows[order[i * self.batch_size : (i + 1) * self.batch_size]],
+            noise, seed,
+        )
 
 # %% ../nbs/10_training.ipynb #a6be07a3
 HELD_BYTES = 2**31  # most bytes of canvases that are held on the device
 
 class Canvases:
-    "Training or validation canvases by number, wherever they come from; ValueError for what holds none."
+    """Training or validation canvases by number, wherever they come from; ValueError for what holds
+    none."""
     def __init__(
         self,
         data: Dataset | Tensor,  # a dataset with a column "ids", or [N, L] integers
@@ -184,20 +237,40 @@ class Canvases:
         held_bytes: int = HELD_BYTES,  # more are read from the dataset's files
     ):
         if isinstance(data, Tensor):
-            if data.ndim != 2 or 0 in data.shape or data.is_floating_point() or data.dtype == torch.bool:
-                raise ValueError(f"the canvases have shape {tuple(data.shape)} and type {data.dtype}: give token ids [N, L], integers")
+            if (
+                data.ndim != 2
+                or 0 in data.shape
+                or data.is_floating_point()
+                or data.dtype == torch.bool
+            ):
+                raise ValueError(
+                    f"the canvases have shape {tuple(data.shape)} and type {data.dtype}: give "
+                    "token ids [N, L], integers"
+                )
             count, length, read = len(data), data.shape[1], lambda rows: data[rows]
         else:
-            if "ids" not in data.column_names: raise ValueError(f"the dataset has the columns {', '.join(data.column_names)}: name the one with the token ids \"ids\"")
+            if "ids" not in data.column_names:
+                raise ValueError(
+                    f'the dataset has the columns {", ".join(data.column_names)}: name the one '
+                    'with the token ids "ids"'
+                )
             if not len(data): raise ValueError("the dataset is empty: give at least one canvas")
-            count, length, read = len(data), len(data[0]["ids"]), lambda rows: torch.as_tensor(data[rows.tolist()]["ids"])
-        self.device, self.length, self.num_canvases, self.read = torch.device(device), length, count, read
+            count, length, read = (
+                len(data), len(data[0]["ids"]),
+                lambda rows: torch.as_tensor(data[rows.tolist()]["ids"]),
+            )
+        self.device, self.length, self.num_canvases, self.read = (
+            torch.device(device), length, count, read,
+        )
         self.held: Tensor | None = None
         if 2 * self.num_canvases * self.length <= held_bytes:
             parts = [read(rows) for rows in torch.arange(self.num_canvases).split(8192)]
-            if (low := min(int(part.min()) for part in parts)) < 0: raise ValueError(f"a canvas holds the id {low}: ids count from 0")
+            if (low := min(int(part.min()) for part in parts)) < 0:
+                raise ValueError(f"a canvas holds the id {low}: ids count from 0")
             top = max(int(part.max()) for part in parts)
-            self.held = torch.cat([part.to(torch.int16 if top < 2**15 else torch.int32) for part in parts]).to(self.device)
+            self.held = torch.cat(
+                [part.to(torch.int16 if top < 2**15 else torch.int32) for part in parts]
+            ).to(self.device)
 
     def __len__(self) -> int: return self.num_canvases
 
@@ -212,7 +285,8 @@ class Canvases:
     def digest(self) -> str:
         "What tells these canvases from others: a hash over all of them."
         found = hashlib.sha256(f"{self.num_canvases} {self.length}".encode())
-        for rows in torch.arange(self.num_canvases).split(8192): found.update(self[rows].to("cpu", torch.int32).numpy().tobytes())
+        for rows in torch.arange(self.num_canvases).split(8192):
+            found.update(self[rows].to("cpu", torch.int32).numpy().tobytes())
         return found.hexdigest()
 
 # %% ../nbs/10_training.ipynb #30565920
@@ -221,18 +295,25 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         "Move every matrix that has a gradient; returns what the closure returns."
-        if native_precision(self.param_groups[0]["params"][0].device) == "bf16": return super().step(closure)
+        if native_precision(self.param_groups[0]["params"][0].device) == "bf16":
+            return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad(): loss = closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None: continue
-                if "momentum_buffer" not in self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
                 average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                direction = p.grad.lerp(average, group["momentum"]) if group["nesterov"] else average
-                stretch = math.sqrt(max(1, p.shape[0] / p.shape[1]))  # a tall matrix takes longer steps
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(newton_schulz(direction, group), alpha=-group["lr"] * stretch)
+                direction = (
+                    p.grad.lerp(average, group["momentum"]) if group["nesterov"] else average
+                )
+                # a tall matrix takes longer steps
+                stretch = math.sqrt(max(1, p.shape[0] / p.shape[1]))
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                    newton_schulz(direction, group), alpha=-group["lr"] * stretch
+                )
         return loss
 
 def newton_schulz(
@@ -252,16 +333,36 @@ def make_optimizers(
     model: PretrainedModel,
     config: TrainConfig,
 ) -> list[torch.optim.Optimizer]:
-    "AdamW on everything, or Muon on the matrices inside transformer blocks and AdamW on the rest; ValueError for Muon without such matrices."
-    blocks = [m for m in model.modules() if isinstance(m, TransformerBlock)] if config.optimizer == "muon" else []
+    """AdamW on everything, or Muon on the matrices inside transformer blocks and AdamW on the rest;
+    ValueError for Muon without such matrices."""
+    blocks = (
+        [m for m in model.modules() if isinstance(m, TransformerBlock)]
+        if config.optimizer == "muon"
+        else []
+    )
     inside = {id(p) for block in blocks for p in block.parameters() if p.ndim == 2}
     trained = [p for p in model.parameters() if p.requires_grad]
-    matrices, rest = [p for p in trained if id(p) in inside], [p for p in trained if id(p) not in inside]
-    if config.optimizer == "muon" and not matrices: raise ValueError(f"optimizer 'muon' moves the matrices of TransformerBlocks and {type(model).__name__} has none: choose adamw")
-    groups: list[dict[str, Any]] = [{"params": [p for p in rest if p.ndim >= 2]}, {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups,
-                              lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
-    return [Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay), adamw] if matrices else [adamw]
+    matrices, rest = (
+        [p for p in trained if id(p) in inside],
+        [p for p in trained if id(p) not in inside],
+    )
+    if config.optimizer == "muon" and not matrices:
+        raise ValueError(
+            f"optimizer 'muon' moves the matrices of TransformerBlocks and {type(model).__name__} "
+            "has none: choose adamw"
+        )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim >= 2]},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        groups, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+    )
+    return (
+        [Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay), adamw]
+        if matrices
+        else [adamw]
+    )
 
 # %% ../nbs/10_training.ipynb #78961573
 def lr_scale(
@@ -271,11 +372,15 @@ def lr_scale(
 ) -> float:  # factor on the peak learning rate
     "Linear warm-up, then a cosine down to `min_lr_scale`."
     warm = min(1.0, (step + 1) / max(1, min(config.warmup_steps, total)))
-    return warm * (config.min_lr_scale + (1 - config.min_lr_scale) * 0.5 * (1 + math.cos(math.pi * step / total)))
+    return warm * (
+        config.min_lr_scale
+        + (1 - config.min_lr_scale) * 0.5 * (1 + math.cos(math.pi * step / total))
+    )
 
 # %% ../nbs/10_training.ipynb #249de6b1
 class LossModule(nn.Module):
-    "An objective applied to a model as a forward pass, which is what accelerate wraps for autocast and several processes."
+    """An objective applied to a model as a forward pass, which is what accelerate wraps for
+    autocast and several processes."""
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
@@ -284,24 +389,39 @@ class LossModule(nn.Module):
         self,
         objective: Objective,
         batch: Batch,
-    ) -> dict[str, Any]:  # scalars, "loss" among them; "state" without its gradient where the objective returns one
+    ) -> dict[str, Any]:  # scalars, "loss" among them; "state" without its gradient where the
+        # objective returns one
         "The losses of a batch."
         losses = objective(self.model, batch)
-        return losses | {"state": tuple(part.detach() for part in losses["state"])} if "state" in losses else losses
+        return (
+            losses | {"state": tuple(part.detach() for part in losses["state"])}
+            if "state" in losses
+            else losses
+        )
 
 # %% ../nbs/10_training.ipynb #d177eb9a
 def make_accelerator(
     config: TrainConfig,
-    find_unused_parameters: bool = False,  # whether some update leaves parameters without a gradient
+    find_unused_parameters: bool = False,  # whether some update leaves parameters without a
+        # gradient
 ) -> Accelerator:
     "The device, precision and processes a config asks for; ValueError for what isn't here."
     device = pick_device(config.device)
     if config.precision == "fp16" and config.optimizer == "muon":
-        raise ValueError("precision fp16 scales the loss for one optimizer, and muon brings two: choose bf16 or adamw")
+        raise ValueError(
+            "precision fp16 scales the loss for one optimizer, and muon brings two: choose bf16 "
+            "or adamw"
+        )
     if config.precision == "fp16" and device == "cpu":
-        raise ValueError("precision fp16 needs a GPU, and there is none here or device is cpu: choose bf16 or fp32")
+        raise ValueError(
+            "precision fp16 needs a GPU, and there is none here or device is cpu: choose bf16 or "
+            "fp32"
+        )
     AcceleratorState._reset_state(reset_partial_state=True)
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters), InitProcessGroupKwargs(timeout=timedelta(hours=12))]
+    handlers = [
+        DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
+        InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+    ]
     mixed = resolve_precision(config.precision, device).replace("fp32", "no")
     return Accelerator(mixed_precision=mixed, cpu=device == "cpu", kwargs_handlers=handlers)
 
@@ -340,8 +460,12 @@ def leaves_unused(
     objective: Objective,
     canvases: Canvases,
 ) -> bool:
-    "Whether an objective leaves parameters without a gradient, which several processes have to be told; found by trying it on a canvas."
-    batch = Batch(canvases[torch.arange(1)].to(device_of(model)), torch.full((1, 1 + canvases.length), 0.5, device=device_of(model)))
+    """Whether an objective leaves parameters without a gradient, which several processes have to be
+    told; found by trying it on a canvas."""
+    batch = Batch(
+        canvases[torch.arange(1)].to(device_of(model)),
+        torch.full((1, 1 + canvases.length), 0.5, device=device_of(model)),
+    )
     with torch.random.fork_rng(devices=[]): objective(model, batch)["loss"].backward()
     unused = any(p.grad is None for p in model.parameters() if p.requires_grad)
     model.zero_grad(set_to_none=True)
@@ -360,11 +484,16 @@ class BaseTrainer:
     ):
         self.model, self.canvases, self.schedule, self.config = model, canvases, schedule, config
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        unused = several and any(leaves_unused(model, self.objective_of(stage), canvases) for stage in schedule.stages)
+        unused = several and any(
+            leaves_unused(model, self.objective_of(stage), canvases) for stage in schedule.stages
+        )
         self.accelerator = make_accelerator(config, find_unused_parameters=unused)
         parts = self.accelerator.num_processes * config.gradient_accumulation
         if config.batch_size % parts:
-            raise ValueError(f"batch_size {config.batch_size} can't be cut in {parts} equal parts (processes × gradient_accumulation): make it a multiple")
+            raise ValueError(
+                f"batch_size {config.batch_size} can't be cut in {parts} equal parts (processes × "
+                "gradient_accumulation): make it a multiple"
+            )
         self.part_size = config.batch_size // parts
         canvases.device = self.accelerator.device
         if canvases.held is not None: canvases.held = canvases.held.to(canvases.device)
@@ -372,7 +501,11 @@ class BaseTrainer:
         self.optimizers = make_optimizers(model, config)
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.prepared = [self.accelerator.prepare(optimizer) for optimizer in self.optimizers]
-        self.average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else None
+        self.average = (
+            {name: p.detach().clone() for name, p in model.named_parameters()}
+            if config.ema_decay
+            else None
+        )
         self.step = self.skipped = self.skipped_in_row = 0
 
     def objective_of(
@@ -384,7 +517,8 @@ class BaseTrainer:
 
     def train_step(
         self,
-        batches: list[Batch],  # the parts of a batch; their state is replaced by what the losses return
+        batches: list[Batch],  # the parts of a batch; their state is replaced by what the losses
+            # return
         objective: Objective,
     ) -> dict[str, Tensor]:  # losses, and the gradient's norm before clipping
         "Add up the gradients of the parts and move the weights once."
@@ -394,12 +528,14 @@ class BaseTrainer:
                 losses = self.wrapped(objective, batch)
                 self.accelerator.backward(losses["loss"] / len(batches))
             batch.state = losses.pop("state", None)
-            for name, value in losses.items(): sums[name] = sums.get(name, 0) + value.detach() / len(batches)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(batches)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for optimizer in self.prepared:
             optimizer.step()
             optimizer.zero_grad()
-        if self.accelerator.scaler is not None: norm = norm.nan_to_num(0.0, 0.0)  # of an update that was skipped
+        # of an update that was skipped
+        if self.accelerator.scaler is not None: norm = norm.nan_to_num(0.0, 0.0)
         return {**sums, "grad_norm": norm}
 
     def update_ema(
@@ -410,30 +546,47 @@ class BaseTrainer:
         self.model.after_update(moves)
         if self.average is not None:
             decay = min(self.config.ema_decay, moves / (moves + 10))
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
+            torch._foreach_lerp_(
+                list(self.average.values()), [p.detach() for p in self.model.parameters()],
+                1 - decay,
+            )
 
     def count_skipped(
         self,
     ) -> bool:  # whether the update just made was skipped
-        "Keep count of the updates that fp16 skips; ValueError where too many were, one after the other."
-        if self.accelerator.scaler is None or not any(optimizer.step_was_skipped for optimizer in self.prepared):
+        """Keep count of the updates that fp16 skips; ValueError where too many were, one after the
+        other."""
+        if self.accelerator.scaler is None or not any(
+            optimizer.step_was_skipped for optimizer in self.prepared
+        ):
             self.skipped_in_row = 0
             return False
         self.skipped, self.skipped_in_row = self.skipped + 1, self.skipped_in_row + 1
         if self.skipped_in_row >= MOST_SKIPPED:
-            raise ValueError(f"{self.skipped_in_row} updates in a row overflowed in fp16 and were skipped: the gradient is no number at any scale; lower the learning rate or use another precision")
+            raise ValueError(
+                f"{self.skipped_in_row} updates in a row overflowed in fp16 and were skipped: the "
+                "gradient is no number at any scale; lower the learning rate or use another "
+                "precision"
+            )
         return True
 
-    def update(self) -> dict[str, Tensor]:  # this process's losses, and the gradient's norm before clipping, means over the supervised steps
-        "One update: read the canvases, draw the noise, and move the weights, as often as the objective asks about a batch."
+    def update(self) -> dict[str, Tensor]:  # this process's losses, and the gradient's norm before
+        # clipping, means over the supervised steps
+        """One update: read the canvases, draw the noise, and move the weights, as often as the
+        objective asks about a batch."""
         stage, numbers, noise, seed = self.schedule.batch(self.step, self.canvases.length)
         objective, index = self.objective_of(stage), self.accelerator.process_index
         scale = lr_scale(self.step - self.skipped, self.schedule.total, self.config)
         for optimizer, peak in zip(self.optimizers, self.peaks):
             for group in optimizer.param_groups: group["lr"] = peak * scale
         torch.manual_seed(seed * 1009 + index)  # dropout's only source
-        parts = list(zip(numbers.split(self.part_size), noise.split(self.part_size)))[index :: self.accelerator.num_processes]
-        batches = [Batch(self.canvases[numbers], noise.to(self.accelerator.device), seed) for numbers, noise in parts]
+        parts = list(zip(numbers.split(self.part_size), noise.split(self.part_size)))[
+            index :: self.accelerator.num_processes
+        ]
+        batches = [
+            Batch(self.canvases[numbers], noise.to(self.accelerator.device), seed)
+            for numbers, noise in parts
+        ]
         rows, supervised = [], getattr(objective, "supervision_steps", 1)
         for n in range(supervised):
             rows.append(self.train_step(batches, objective))
@@ -445,7 +598,8 @@ class BaseTrainer:
 @dataclass
 class TrainResult:
     "What training left behind."
-    model: PretrainedModel  # in evaluation mode; holds the best or the averaged weights where those are kept
+    # in evaluation mode; holds the best or the averaged weights where those are kept
+    model: PretrainedModel
     log: list[dict]  # rows of the JSON-lines log
     steps: int  # updates made in all
     seconds: float  # time spent training, validation included
@@ -453,7 +607,8 @@ class TrainResult:
 
 # %% ../nbs/10_training.ipynb #12189772
 class Trainer(BaseTrainer):
-    "A training run under way: its updates, its log, and what puts all of it on disk and takes it up again."
+    """A training run under way: its updates, its log, and what puts all of it on disk and takes it
+    up again."""
     def __init__(
         self,
         model: PretrainedModel,
@@ -466,7 +621,9 @@ class Trainer(BaseTrainer):
     ):
         super().__init__(model, canvases, schedule, config)
         self.valid, self.tokenizer, self.measure = valid, tokenizer, measure
-        self.directory = Path(config.checkpoint_dir).expanduser().resolve() if config.checkpoint_dir else None
+        self.directory = (
+            Path(config.checkpoint_dir).expanduser().resolve() if config.checkpoint_dir else None
+        )
         self.seconds, self.mark = 0.0, time.perf_counter()
         self.log: list[dict] = []
         self.losses: list[dict[str, Tensor]] = []
@@ -476,17 +633,36 @@ class Trainer(BaseTrainer):
 
     @property
     def kept(self) -> dict[str, Tensor] | None:
-        "The weights that a checkpoint is for: the best ones, or the average, where there are such; None for those of the last update."
+        """The weights that a checkpoint is for: the best ones, or the average, where there are
+        such; None for those of the last update."""
         return self.average if self.best is None else self.best
 
     @cached_property
     def identity(self) -> dict:
         "What a resumed run must share with the one it goes on from, as JSON gives it back."
-        names = ["batch_size", "lr", "muon_lr", "optimizer", "weight_decay", "warmup_steps", "min_lr_scale", "clip", "ema_decay", "keep_best", "seed"]
-        if self.config.keep_best: names += ["validate_every", "validation_texts", "validation_draws"]
+        names = [
+            "batch_size",
+            "lr",
+            "muon_lr",
+            "optimizer",
+            "weight_decay",
+            "warmup_steps",
+            "min_lr_scale",
+            "clip",
+            "ema_decay",
+            "keep_best",
+            "seed",
+        ]
+        if self.config.keep_best:
+            names += ["validate_every", "validation_texts", "validation_draws"]
         data = [self.canvases.digest()] + ([self.valid.digest()] if self.config.keep_best else [])
         tokenizer = None if self.tokenizer is None else self.tokenizer.fingerprint()
-        found = {"stages": [repr(s) for s in self.schedule.stages], "model": asdict(self.model.config), "tokenizer": tokenizer, "data": data}
+        found = {
+            "stages": [repr(s) for s in self.schedule.stages],
+            "model": asdict(self.model.config),
+            "tokenizer": tokenizer,
+            "data": data,
+        }
         return json.loads(json.dumps(found | {name: getattr(self.config, name) for name in names}))
 
     def lap(self) -> float:
@@ -500,65 +676,135 @@ class Trainer(BaseTrainer):
         self,
         stage: Stage,
     ) -> dict:
-        "A log row of the updates since the last one; ValueError for a loss or a gradient that is no number."
-        rows = self.accelerator.reduce({name: torch.stack([r[name] for r in self.losses]) for name in self.losses[0]}, "mean")
-        bad = (~(rows["loss"].isfinite() & rows["grad_norm"].isfinite())).nonzero().flatten().tolist()
+        """A log row of the updates since the last one; ValueError for a loss or a gradient that is
+        no number."""
+        rows = self.accelerator.reduce(
+            {name: torch.stack([r[name] for r in self.losses]) for name in self.losses[0]}, "mean"
+        )
+        bad = (
+            (~(rows["loss"].isfinite() & rows["grad_norm"].isfinite())).nonzero().flatten().tolist()
+        )
         if bad:
-            at, kept = bad[0], f"the checkpoint of step {self.saved} is kept in {self.directory}" if self.saved else "no checkpoint had been written"
-            raise ValueError(f"the loss is {rows['loss'][at].item()} and the gradient's norm {rows['grad_norm'][at].item()} at step {self.step - len(self.losses) + at + 1} "
-                             f"(stage {stage.name!r}): lower the learning rate or use another precision; {kept}")
+            at, kept = (
+                bad[0],
+                f"the checkpoint of step {self.saved} is kept in {self.directory}"
+                if self.saved
+                else "no checkpoint had been written",
+            )
+            raise ValueError(
+                f"the loss is {rows['loss'][at].item()} and the gradient's norm "
+                f"{rows['grad_norm'][at].item()} at step {self.step - len(self.losses) + at + 1} "
+                f"(stage {stage.name!r}): lower the learning rate or use another precision; {kept}"
+            )
         tokens, taken = len(self.losses) * self.config.batch_size * self.canvases.length, self.lap()
         self.losses = []
-        return {"step": self.step, "stage": stage.name, **{name: value.mean().item() for name, value in rows.items()},
-                "lr": self.config.lr * lr_scale(self.step - self.skipped - 1, self.schedule.total, self.config), "tokens_per_second": tokens / max(taken, 1e-9), "seconds": self.seconds}
+        return {
+            "step": self.step,
+            "stage": stage.name,
+            **{name: value.mean().item() for name, value in rows.items()},
+            "lr": self.config.lr
+            * lr_scale(self.step - self.skipped - 1, self.schedule.total, self.config),
+            "tokens_per_second": tokens / max(taken, 1e-9),
+            "seconds": self.seconds,
+        }
 
     def validate(
         self,
         stage: Stage,
     ) -> dict:
-        "A log row with the validation likelihood of the weights that would be kept, in nats per canvas."
-        ids = self.valid[torch.arange(min(len(self.valid), self.config.validation_texts))].to(self.accelerator.device)
+        """A log row with the validation likelihood of the weights that would be kept, in nats per
+        canvas."""
+        ids = self.valid[torch.arange(min(len(self.valid), self.config.validation_texts))].to(
+            self.accelerator.device
+        )
         with evaluation_weights(self.model, self.average), self.accelerator.autocast():
-            nats = self.measure(self.model, ids, draws=self.config.validation_draws, seed=self.config.seed)
+            nats = self.measure(
+                self.model, ids, draws=self.config.validation_draws, seed=self.config.seed
+            )
             if self.config.keep_best and nats.mean().item() < self.best_nats:
                 self.best_nats = nats.mean().item()
                 self.best = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.lap()
-        return {"step": self.step, "stage": stage.name, "valid_nats": nats.mean().item(), "valid_nats_per_token": nats.mean().item() / ids.shape[1],
-                "valid_standard_error": (nats.var(correction=0) / max(1, len(nats) - 1)).sqrt().item(), "seconds": self.seconds}
+        return {
+            "step": self.step,
+            "stage": stage.name,
+            "valid_nats": nats.mean().item(),
+            "valid_nats_per_token": nats.mean().item() / ids.shape[1],
+            "valid_standard_error": (nats.var(correction=0) / max(1, len(nats) - 1)).sqrt().item(),
+            "seconds": self.seconds,
+        }
 
     def save(self):
         "Put everything the next update depends on into the checkpoint."
-        tensors = {f"weights.{name}": p.detach().contiguous() for name, p in self.model.named_parameters()}
-        for kind, weights in (("average", self.average), ("best", self.best)): tensors |= {f"{kind}.{name}": p for name, p in (weights or {}).items()}
-        progress = {"step": self.step, "seconds": self.seconds, "skipped": self.skipped, "best_nats": self.best_nats if self.best else None, "identity": self.identity}
-        if self.accelerator.scaler is not None: progress["scaler"] = self.accelerator.scaler.state_dict()
+        tensors = {
+            f"weights.{name}": p.detach().contiguous() for name, p in self.model.named_parameters()
+        }
+        for kind, weights in (("average", self.average), ("best", self.best)):
+            tensors |= {f"{kind}.{name}": p for name, p in (weights or {}).items()}
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "best_nats": self.best_nats if self.best else None,
+            "identity": self.identity,
+        }
+        if self.accelerator.scaler is not None:
+            progress["scaler"] = self.accelerator.scaler.state_dict()
         with evaluation_weights(self.model, self.kept):
-            save_checkpoint(self.directory, self.model, self.tokenizer, (tensors | optimizer_tensors(self.optimizers), progress), self.log)
+            save_checkpoint(
+                self.directory, self.model, self.tokenizer,
+                (tensors | optimizer_tensors(self.optimizers), progress), self.log,
+            )
         self.lap()
 
     def load(self):
-        "Take up the run where its checkpoint left it; ValueError for another run's checkpoint or a damaged one."
+        """Take up the run where its checkpoint left it; ValueError for another run's checkpoint or
+        a damaged one."""
         state = self.directory / "training_state"
         try:
             progress = json.loads((state / "progress.json").read_text(encoding="utf-8"))
             tensors = load_file(state / "tensors.safetensors", device=str(self.accelerator.device))
-            self.log = [json.loads(row) for row in (self.directory / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+            self.log = [
+                json.loads(row)
+                for row in (self.directory / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            ]
             identity, best_nats = dict(progress["identity"]), progress["best_nats"]
-            step, seconds, skipped = int(progress["step"]), float(progress["seconds"]), int(progress.get("skipped", 0))
+            step, seconds, skipped = (
+                int(progress["step"]), float(progress["seconds"]), int(progress.get("skipped", 0)),
+            )
         except (OSError, ValueError, SafetensorError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{self.directory} is damaged ({type(error).__name__}: {error}): copy it again, or train into another checkpoint_dir") from error
-        if changed := [name for name, value in self.identity.items() if identity.get(name) != value]:
-            raise ValueError(f"{self.directory} was begun with another {' and '.join(changed)}: resume it with the same, or train into another checkpoint_dir")
+            raise ValueError(
+                f"{self.directory} is damaged ({type(error).__name__}: {error}): copy it again, "
+                "or train into another checkpoint_dir"
+            ) from error
+        if changed := [
+            name for name, value in self.identity.items() if identity.get(name) != value
+        ]:
+            raise ValueError(
+                f"{self.directory} was begun with another {' and '.join(changed)}: resume it with "
+                "the same, or train into another checkpoint_dir"
+            )
         try:
-            for name, p in self.model.named_parameters(): p.data.copy_(tensors.pop(f"weights.{name}"))
+            for name, p in self.model.named_parameters():
+                p.data.copy_(tensors.pop(f"weights.{name}"))
             for name, p in (self.average or {}).items(): p.copy_(tensors.pop(f"average.{name}"))
             if best_nats is not None:
-                self.best, self.best_nats = {name: tensors.pop(f"best.{name}") for name, _ in self.model.named_parameters()}, best_nats
+                self.best, self.best_nats = (
+                    {
+                        name: tensors.pop(f"best.{name}")
+                        for name, _ in self.model.named_parameters()
+                    },
+                    best_nats,
+                )
             load_optimizer_tensors(self.optimizers, tensors)
-            if self.accelerator.scaler is not None and "scaler" in progress: self.accelerator.scaler.load_state_dict(progress["scaler"])
+            if self.accelerator.scaler is not None and "scaler" in progress:
+                self.accelerator.scaler.load_state_dict(progress["scaler"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(f"{state / 'tensors.safetensors'} is damaged, or another run's ({type(error).__name__}: {error}): copy it again, or train into another checkpoint_dir") from error
+            raise ValueError(
+                f"{state / 'tensors.safetensors'} is damaged, or another run's "
+                f"({type(error).__name__}: {error}): copy it again, or train into another "
+                "checkpoint_dir"
+            ) from error
         self.step, self.seconds, self.saved, self.skipped = step, seconds, step, skipped
 
     def claim(
@@ -566,7 +812,8 @@ class Trainer(BaseTrainer):
         resume: bool,
         overwrite: bool,
     ):
-        "Go on from the checkpoint that is there, or make sure that the place is free; FileExistsError where it isn't."
+        """Go on from the checkpoint that is there, or make sure that the place is free;
+        FileExistsError where it isn't."""
         if self.directory is None: return
         if self.accelerator.is_main_process: restore_checkpoint(self.directory)
         self.accelerator.wait_for_everyone()
@@ -574,28 +821,47 @@ class Trainer(BaseTrainer):
         if resume and (self.directory / "training_state").is_dir(): return self.load()
         if (self.directory / "config.json").exists() and not overwrite:
             state = "has no training_state to resume from" if resume else "exists"
-            raise FileExistsError(f"checkpoint_dir {self.directory} {state}: give another one, {'' if resume else 'resume it, '}or overwrite it")
+            raise FileExistsError(
+                f"checkpoint_dir {self.directory} {state}: give another one, "
+                f"{'' if resume else 'resume it, '}or overwrite it"
+            )
 
     def train(self):
         "Update until the schedule is done, logging, validating and saving on the way."
         config, schedule, main = self.config, self.schedule, self.accelerator.is_main_process
         self.model.train()
         self.mark = time.perf_counter()
-        with tqdm(desc=type(self.model).__name__, total=schedule.total, initial=self.step, disable=not (config.progress and main), mininterval=1.0,
-                  bar_format="{desc}: {percentage:.0f}% of {total_fmt} updates, {remaining} left{postfix}") as bar:
+        with tqdm(
+            desc=type(self.model).__name__,
+            total=schedule.total,
+            initial=self.step,
+            disable=not (config.progress and main),
+            mininterval=1.0,
+            bar_format="{desc}: {percentage:.0f}% of {total_fmt} updates, "
+            "{remaining} left{postfix}",
+        ) as bar:
             while self.step < schedule.total:
                 number, _ = schedule.stage_of(self.step)
                 stage = schedule.stages[number]
-                bar.set_description_str(f"{type(self.model).__name__}, stage {number + 1} of {len(schedule.stages)}, {stage.name}", refresh=False)
+                bar.set_description_str(
+                    f"{type(self.model).__name__}, stage {number + 1} of {len(schedule.stages)}, "
+                    f"{stage.name}",
+                    refresh=False,
+                )
                 self.losses.append(self.update())
                 bar.update()
-                ends_stage = self.step == schedule.total or schedule.stage_of(self.step)[0] != number
+                ends_stage = (
+                    self.step == schedule.total or schedule.stage_of(self.step)[0] != number
+                )
                 validates = ends_stage or self.step % config.validate_every == 0
-                saves = self.directory and (self.step == schedule.total or self.step % config.checkpoint_every == 0)
+                saves = self.directory and (
+                    self.step == schedule.total or self.step % config.checkpoint_every == 0
+                )
                 if validates or saves or self.step % config.log_every == 0:
                     self.log.append(row := self.record(stage))
                     bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
-                if validates and (main or config.keep_best):  # each process keeps the best weights; one keeps the log
+                # each process keeps the best weights; one keeps the log
+                if validates and (main or config.keep_best):
                     row = self.validate(stage)
                     if main: self.log.append(row)
                 if saves:
@@ -605,34 +871,56 @@ class Trainer(BaseTrainer):
 # %% ../nbs/10_training.ipynb #2d9aec4f
 def as_canvases(
     data: EncodedCorpus | Dataset | Tensor,  # what to train on
-    valid: Dataset | Tensor | None = None,  # what to validate on; the corpus' own, or one canvas in twenty, where None
+    valid: Dataset | Tensor | None = None,  # what to validate on; the corpus' own, or one canvas in
+        # twenty, where None
 ) -> tuple[Canvases, Canvases, Tokenizer | None]:
-    "Training canvases, validation canvases and a corpus' tokenizer; ValueError where nothing is left to validate on."
+    """Training canvases, validation canvases and a corpus' tokenizer; ValueError where nothing is
+    left to validate on."""
     if isinstance(data, EncodedCorpus):
-        if not len(data.valid): raise ValueError("the corpus has 0 validation canvases: encode one with at least 1")
-        return Canvases(data.train), Canvases(data.valid if valid is None else valid), data.tokenizer
+        if not len(data.valid):
+            raise ValueError("the corpus has 0 validation canvases: encode one with at least 1")
+        return (
+            Canvases(data.train), Canvases(data.valid if valid is None else valid), data.tokenizer,
+        )
     if valid is None:
-        if len(data) < 2: raise ValueError(f"there are {len(data)} canvases and none to validate on: give 2 at least, or some as `valid`")
+        if len(data) < 2:
+            raise ValueError(
+                f"there are {len(data)} canvases and none to validate on: give 2 at least, or "
+                "some as `valid`"
+            )
         count = max(1, len(data) // 20)
         rows = range(len(data) - count), range(len(data) - count, len(data))
-        data, valid = (data[: len(rows[0])], data[len(rows[0]) :]) if isinstance(data, Tensor) else (data.select(rows[0]), data.select(rows[1]))
+        data, valid = (
+            (data[: len(rows[0])], data[len(rows[0]) :])
+            if isinstance(data, Tensor)
+            else (data.select(rows[0]), data.select(rows[1]))
+        )
     return Canvases(data), Canvases(valid), None
 
 def fit(
     model: PretrainedModel,  # trained in place
-    data: EncodedCorpus | Dataset | Tensor,  # a corpus, a dataset with a column "ids", or ids [N, L]
+    data: EncodedCorpus | Dataset | Tensor,  # a corpus, a dataset with a column "ids", or ids [N,
+        # L]
     stages: Sequence[Stage] = PROGRESSIVE,
     config: TrainConfig = TrainConfig(),
     resume: bool = False,  # go on from the checkpoint in `config.checkpoint_dir`, if there is one
     overwrite: bool = False,  # replace a checkpoint that is there
-    measure: Callable = nll,  # (model, ids, draws=, seed=) -> [B] nats: what is validated; exact where the model reads in order, a bound where it fills a canvas
-    valid: Dataset | Tensor | None = None,  # canvases to validate on; the corpus' own, or one in twenty, where None
+    measure: Callable = nll,  # (model, ids, draws=, seed=) -> [B] nats: what is validated; exact
+        # where the model reads in order, a bound where it fills a canvas
+    valid: Dataset | Tensor | None = None,  # canvases to validate on; the corpus' own, or one in
+        # twenty, where None
     tokenizer: Tokenizer | None = None,  # kept in the checkpoint; the corpus' own where None
 ) -> TrainResult:
-    "Train a model through its stages; killed at any moment, the same call with `resume` ends in the same weights. ValueError or FileExistsError for what can't be trained, OSError where a checkpoint can't be written."
+    """Train a model through its stages; killed at any moment, the same call with `resume` ends in
+    the same weights. ValueError or FileExistsError for what can't be trained, OSError where a
+    checkpoint can't be written."""
     parts = model.compiled_parts if config.compile else ()
-    if config.compile and not parts: raise ValueError(f"compile is True and {type(model).__name__} names no compiled_parts: leave it False")
-    if resume and not config.checkpoint_dir: raise ValueError("resume is True and checkpoint_dir is None: say where the checkpoint lies")
+    if config.compile and not parts:
+        raise ValueError(
+            f"compile is True and {type(model).__name__} names no compiled_parts: leave it False"
+        )
+    if resume and not config.checkpoint_dir:
+        raise ValueError("resume is True and checkpoint_dir is None: say where the checkpoint lies")
     canvases, held_out, own = as_canvases(data, valid)
     tokenizer = own if tokenizer is None else tokenizer
     if tokenizer is not None: check_vocabulary(model, tokenizer)
@@ -640,9 +928,17 @@ def fit(
     with accelerate_state():
         trainer = Trainer(model, canvases, held_out, schedule, config, tokenizer, measure)
         device = trainer.accelerator.device
-        with lock_checkpoint(trainer.directory) if trainer.directory is not None and trainer.accelerator.is_main_process else nullcontext():
+        with (
+            lock_checkpoint(trainer.directory)
+            if trainer.directory is not None and trainer.accelerator.is_main_process
+            else nullcontext()
+        ):
             trainer.claim(resume, overwrite)
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), compiled(model, parts): trainer.train()
+            with (
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+                compiled(model, parts),
+            ):
+                trainer.train()
         if trainer.kept is not None:
             for name, p in model.named_parameters(): p.data.copy_(trainer.kept[name])
         trainer.accelerator.free_memory()
@@ -655,15 +951,24 @@ def flops_per_update(
     batch_size: int,  # canvases
     length: int,  # tokens of a canvas
 ) -> int:  # floating-point operations, a multiplication and an addition counted as two
-    "Count the operations of one batch's losses and their gradients, by carrying them out on random tokens; the model's gradients are cleared."
+    """Count the operations of one batch's losses and their gradients, by carrying them out on
+    random tokens; the model's gradients are cleared."""
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     ids = torch.randint(model.config.vocab_size, (batch_size, length), generator=generator)
-    if (pad := getattr(model.config, "pad_token_id", None)) is not None: ids[ids == pad] = (pad + 1) % model.config.vocab_size
+    if (pad := getattr(model.config, "pad_token_id", None)) is not None:
+        ids[ids == pad] = (pad + 1) % model.config.vocab_size
     if objective is None: objective = model.default_objective()
     if isinstance(objective, MaskedLM): objective = objective.costliest()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module, batch = LossModule(model), Batch(ids.to(device), draw_noise(batch_size, length, generator).to(device))
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        module, batch = (
+            LossModule(model),
+            Batch(ids.to(device), draw_noise(batch_size, length, generator).to(device)),
+        )
         for _ in range(getattr(objective, "supervision_steps", 1)):
             losses = module(objective, batch)
             losses["loss"].backward()

@@ -16,6 +16,7 @@ import re
 import textwrap
 import unicodedata
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 import matplotlib.style
@@ -59,9 +60,18 @@ class Frames:
 
 # %% ../nbs/12_trajectories.ipynb #7c81fcc7
 def _show(text: str) -> str:  # what stands in a cell
-    "A token without its leading space, and with every other sign that would be invisible, or move what is around it, made visible."
+    """A token without its leading space, and with every other sign that would be invisible, or move
+    what is around it, made visible."""
     body = text[1:] if len(text) > 1 and text[0] == " " else text
-    return "".join({"\n": "↵", "\t": "⇥"}.get(c, "�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c) for c in body) or "∅"
+    return (
+        "".join(
+            {"\n": "↵", "\t": "⇥"}.get(
+                c, "�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
+            )
+            for c in body
+        )
+        or "∅"
+    )
 
 def frames_of(
     trajectory: Trajectory,
@@ -71,15 +81,33 @@ def frames_of(
 ) -> Frames:
     "Read one row of a trajectory; ValueError if there is no such row."
     rows = trajectory.canvases.shape[1]
-    if not 0 <= row < rows: raise ValueError(f"row is {row} and the trajectory has {rows}: give a row from 0 to {rows - 1}")
-    if every < 1: raise ValueError(f"every is {every}: show every call with 1, every second call with 2, and so on")
+    if not 0 <= row < rows:
+        raise ValueError(
+            f"row is {row} and the trajectory has {rows}: give a row from 0 to {rows - 1}"
+        )
+    if every < 1:
+        raise ValueError(
+            f"every is {every}: show every call with 1, every second call with 2, and so on"
+        )
     last, mask = int(trajectory.num_calls[row]), trajectory.mask_token_id
-    end = trajectory.eos_token_id if trajectory.eos_token_id is not None else getattr(tokenizer, "eos_token_id", None)
+    end = (
+        trajectory.eos_token_id
+        if trajectory.eos_token_id is not None
+        else getattr(tokenizer, "eos_token_id", None)
+    )
     canvases, given = trajectory.canvases[: last + 1, row].tolist(), trajectory.fixed[row].tolist()
     confidence = trajectory.confidence[:last, row].tolist()
-    positions = [i for i, start in enumerate(canvases[0]) if trajectory.pad_token_id is None or not (given[i] and start == trajectory.pad_token_id)] or [*range(len(given))]
+    positions = [
+        i
+        for i, start in enumerate(canvases[0])
+        if trajectory.pad_token_id is None or not (given[i] and start == trajectory.pad_token_id)
+    ] or [*range(len(given))]
     raw = {i: tokenizer.token(i) for i in {id for canvas in canvases for id in canvas}}
-    shown = {i: _show(text) for i, text in raw.items()} | {mask: MASK} | ({} if end is None else {end: END})
+    shown = (
+        {i: _show(text) for i, text in raw.items()}
+        | {mask: MASK}
+        | ({} if end is None else {end: END})
+    )
 
     def cell(i: int, call: int, before: int | None) -> Cell:
         id, old = canvases[call][i], canvases[call if before is None else before][i]
@@ -87,21 +115,45 @@ def frames_of(
         held = confidence[call - 1][i] if call else math.nan
         held = None if math.isnan(held) else min(max(held, 0.0), 1.0)
         if id == mask: return Cell(shown[old], "open" if old == mask else "reopened", held)
-        again = id == old and before is not None and trajectory.chosen is not None and bool(trajectory.chosen[before:call, row, i].any())
-        return Cell(shown[id], "kept" if id == old else "written", held, shown[old] if old not in (id, mask) else None, again)
+        again = (
+            id == old
+            and before is not None
+            and trajectory.chosen is not None
+            and bool(trajectory.chosen[before:call, row, i].any())
+        )
+        return Cell(
+            shown[id],
+            "kept" if id == old else "written",
+            held,
+            shown[old] if old not in (id, mask) else None,
+            again,
+        )
 
     calls = sorted({*range(0, last, every), last})
-    cells = [[cell(i, call, before) for i in positions] for call, before in zip(calls, [None, *calls])]
+    cells = [
+        [cell(i, call, before) for i in positions] for call, before in zip(calls, [None, *calls])
+    ]
     final = [canvases[-1][i] for i in positions]
     words = [raw[i] for i in final if i not in (mask, end)]
     by_space = any(w.startswith(" ") for w in words) or all(len(w) == 1 for w in words)
-    gaps = [raw[i].startswith(" ") and len(raw[i]) > 1 if by_space and i not in (mask, end) else not raw[i].startswith("##") for i in final]
-    return Frames(calls, cells, positions, gaps, [raw[i].endswith("\n") for i in final], trajectory.stop_reason[row], trajectory.texts(tokenizer)[row])
+    gaps = [
+        raw[i].startswith(" ") and len(raw[i]) > 1
+        if by_space and i not in (mask, end)
+        else not raw[i].startswith("##")
+        for i in final
+    ]
+    return Frames(
+        calls, cells, positions, gaps, [raw[i].endswith("\n") for i in final],
+        trajectory.stop_reason[row], trajectory.texts(tokenizer)[row],
+    )
 
 # %% ../nbs/12_trajectories.ipynb #04236b75
 def _width(text: str) -> int:  # columns of a terminal
     "Columns that a text takes: two for wide signs such as Chinese ones, none for combining ones."
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 def _marked(cell: Cell) -> str:
     "A cell in plain signs: [written], ~reopened~, an open square, or the token alone."
@@ -122,11 +174,16 @@ def trajectory_text(
     row: int = 0,  # which text of the batch
     every: int = 1,  # calls between two lines
     width: int = 100,  # columns of a line
-    doubts: bool = False  # also print 1 − confidence under each position, as the next call shown found it
+    doubts: bool = False  # also print 1 − confidence under each position, as the next call shown
+        # found it
 ) -> str:
-    "A trajectory in plain signs: each canvas, and arrows under what the next call shown writes or reopens; ValueError if there is no such row."
+    """A trajectory in plain signs: each canvas, and arrows under what the next call shown writes or
+    reopens; ValueError if there is no such row."""
     frames = frames_of(trajectory, tokenizer, row, every)
-    columns = [max([_width(_marked(cells[i])) for cells in frames.cells] + [3 * doubts]) + 1 for i in range(len(frames.positions))]
+    columns = [
+        max([_width(_marked(cells[i])) for cells in frames.cells] + [3 * doubts]) + 1
+        for i in range(len(frames.positions))
+    ]
     label = len(f"t={frames.calls[-1]}: ")
     free = sum(cell.kind != "given" for cell in frames.cells[0])
     lines = []
@@ -134,34 +191,61 @@ def trajectory_text(
         after = frames.cells[n + 1] if n + 1 < len(frames.cells) else []
         changed = [cell.kind in ("written", "reopened") for cell in after] or [False] * len(cells)
         chosen = [change or cell.again for change, cell in zip(changed, after)] or changed
-        doubt = [f"{1 - cell.confidence:.1f}" if doubts and cell.confidence is not None else "" for cell in after] or [""] * len(cells)
+        doubt = [
+            f"{1 - cell.confidence:.1f}" if doubts and cell.confidence is not None else ""
+            for cell in after
+        ] or [""] * len(cells)
         for band in _bands(columns, width - label):
             pad = [" " * (columns[i] - _width(_marked(cells[i]))) for i in band]
-            lines.append((f"t={call}:" if band[0] == 0 else "").ljust(label) + "".join(_marked(cells[i]) + space for i, space in zip(band, pad)))
+            lines.append(
+                (f"t={call}:" if band[0] == 0 else "").ljust(label)
+                + "".join(_marked(cells[i]) + space for i, space in zip(band, pad))
+            )
             for marks in (["↑" if mark else "" for mark in chosen], doubt):
-                if any(marks[i] for i in band): lines.append(" " * label + "".join(marks[i].ljust(columns[i]) for i in band))
-        if after: lines.append(" " * label + f"{sum(changed)} of {free} change ({sum(changed) / max(free, 1):.1%})")
-    return "\n".join(line.rstrip() for line in [*lines, f"Stopped: {frames.stop_reason}", f"Text: {frames.text!r}"])
+                if any(marks[i] for i in band):
+                    lines.append(" " * label + "".join(marks[i].ljust(columns[i]) for i in band))
+        if after:
+            lines.append(
+                " " * label + f"{sum(changed)} of {free} change ({sum(changed) / max(free, 1):.1%})"
+            )
+    return "\n".join(
+        line.rstrip()
+        for line in [*lines, f"Stopped: {frames.stop_reason}", f"Text: {frames.text!r}"]
+    )
 
 # %% ../nbs/12_trajectories.ipynb #7bf466f7
 AMBER = (230, 145, 40)  # the colour of doubt: a token the model is sure of has none of it
 
 def _runs(frames: Frames, cells: list[Cell]) -> list[tuple[int, int]]:  # starts and ends
     "Positions that one pair of signs can mark together: neighbours of one kind within one word."
-    starts = [i for i, cell in enumerate(cells) if i == 0 or frames.gaps[i] or frames.breaks[i - 1] or cell.kind != cells[i - 1].kind]
+    starts = [
+        i
+        for i, cell in enumerate(cells)
+        if i == 0 or frames.gaps[i] or frames.breaks[i - 1] or cell.kind != cells[i - 1].kind
+    ]
     return list(zip(starts, [*starts[1:], len(cells)]))
 
 def _style(cell: Cell) -> str:  # in rich's language
-    "Doubt as a background, from grey to orange; bold is new, struck is taken away, underlined is given."
+    """Doubt as a background, from grey to orange; bold is new, struck is taken away, underlined is
+    given."""
     word = {"given": "underline", "written": "bold", "reopened": "strike"}.get(cell.kind, "")
     if cell.confidence is None or cell.confidence >= 0.95: return word
-    r, g, b = (round(grey + (amber - grey) * (1 - cell.confidence)) for grey, amber in zip((205, 200, 190), AMBER))
+    r, g, b = (
+        round(grey + (amber - grey) * (1 - cell.confidence))
+        for grey, amber in zip((205, 200, 190), AMBER)
+    )
     return f"{word} #1a1a1a on #{r:02x}{g:02x}{b:02x}".strip()
 
 def _summary(cells: list[Cell]) -> tuple[str, str]:
     "How many cells were written and reopened, and the mean confidence."
-    kinds, held = [cell.kind for cell in cells], [cell.confidence for cell in cells if cell.confidence is not None]
-    return f"+{kinds.count('written')} −{kinds.count('reopened')}", f"{np.mean(held):.2f}" if held else ""
+    kinds, held = (
+        [cell.kind for cell in cells],
+        [cell.confidence for cell in cells if cell.confidence is not None],
+    )
+    return (
+        f"+{kinds.count('written')} −{kinds.count('reopened')}",
+        f"{np.mean(held):.2f}" if held else "",
+    )
 
 # %% ../nbs/12_trajectories.ipynb #26d180d5
 def trajectory_table(
@@ -170,10 +254,19 @@ def trajectory_table(
     row: int = 0,  # which text of the batch
     every: int = 1,  # calls between two lines of the table
 ) -> Table:
-    "A trajectory for the terminal, a line a call: coloured by doubt, and readable where there is no colour; ValueError if there is no such row."
+    """A trajectory for the terminal, a line a call: coloured by doubt, and readable where there is
+    no colour; ValueError if there is no such row."""
     frames = frames_of(trajectory, tokenizer, row, every)
-    table = Table(title=f"row {row}", show_lines=True,
-                  caption=f"[written now]  ~reopened~  {MASK} open  {END} end  given: underlined  orange: doubt\nstopped: {frames.stop_reason}".replace("[", r"\["))
+    table = Table(
+        title=f"row {row}",
+        show_lines=True,
+        caption=(
+            f"[written now]  ~reopened~  {MASK} open  {END} end  given: underlined  orange: "
+            f"doubt\nstopped: {frames.stop_reason}"
+        ).replace(
+            "[", r"\["
+        ),
+    )
     table.add_column("call", justify="right")
     table.add_column("canvas", ratio=1)
     table.add_column("changes", justify="right")
@@ -194,46 +287,39 @@ class HTML(str):
     def _repr_html_(self) -> str: return str(self)
     def __repr__(self) -> str: return f"<{len(self)} characters of HTML>"
 
-_CSS = """
-.shimmer,body.quarto-light .shimmer{color-scheme:light;--ink:#1d1d1f;--paper:#fff;--faint:#6b6b70;--line:#c9c9ce;--doubt:230 145 40;--most:.85}
-.shimmer{font:16px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:12px 14px;margin:8px 0;max-width:46rem;box-sizing:border-box}
-@media (prefers-color-scheme:dark){body:not(.quarto-light) .shimmer{color-scheme:dark;--ink:#ececf0;--paper:#17181b;--faint:#a2a2aa;--line:#46474d;--most:.6}}
-body.quarto-dark .shimmer{color-scheme:dark;--ink:#ececf0;--paper:#17181b;--faint:#a2a2aa;--line:#46474d;--most:.6}
-.shimmer *{box-sizing:border-box}
-.shimmer .word{white-space:nowrap}
-.shimmer .tok{display:inline-block;text-align:center;padding:0 2px;margin:1px 0;border-radius:3px;white-space:pre;border:1px solid transparent;color:var(--ink);
-background:rgb(var(--doubt)/calc(var(--d,0)*var(--most)))}
-.shimmer .tok[data-w]::after{content:attr(data-w);display:block;height:0;overflow:hidden;visibility:hidden;font-weight:700}
-.shimmer .fixed{text-decoration:underline;text-underline-offset:3px;text-decoration-thickness:1px}
-.shimmer .open{color:var(--faint);border:1px dashed var(--line)}
-.shimmer .written{font-weight:700;border-bottom:3px solid var(--ink);border-radius:3px 3px 0 0}
-.shimmer .reopened{text-decoration:line-through;border:1px dashed var(--ink)}
-.shimmer .key{font-size:13px;color:var(--faint);margin-top:8px}
-.shimmer .ramp{display:inline-block;width:4em;height:.8em;vertical-align:-1px;border:1px solid var(--line);background:linear-gradient(90deg,rgb(var(--doubt)/0),rgb(var(--doubt)/var(--most)))}
-.shimmer.shimmer table{border-collapse:collapse;table-layout:auto;width:100%;margin:0}
-.shimmer.shimmer tr{background:none!important}
-.shimmer.shimmer th,.shimmer.shimmer td{border:0;border-top:1px solid var(--line);padding:5px 8px;text-align:left;vertical-align:top;background:none;color:var(--ink);font-size:inherit;white-space:normal}
-.shimmer.shimmer thead th{border-top:0;font-size:13px;color:var(--faint)}
-.shimmer.shimmer .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.shimmer .head{font-weight:600;margin-bottom:6px}
-@media (max-width:560px){.shimmer thead{display:none}.shimmer.shimmer tr{display:grid;grid-template-columns:auto 1fr auto;column-gap:12px;border-top:1px solid var(--line);padding:4px 0}
-.shimmer.shimmer td{border:0;padding:2px 0}.shimmer td.canvas{grid-column:1/4;grid-row:2}.shimmer.shimmer td.n{font-size:13px;color:var(--faint)}.shimmer td.n:not(:empty)::before{content:attr(data-label)" "}}
-"""
-_KEY = ('<div class="key"><span class="tok written">written now</span> <span class="tok reopened">reopened</span> '
-        f'<span class="tok open">{MASK}</span> open <span class="tok given">given</span> {END} end &ensp;'
-        '<span style="white-space:nowrap">sure <span class="ramp"></span> in doubt</span></div>')
+def _asset(name: str) -> str:
+    "The text of a style sheet or script that comes with the package, from shimmer/assets."
+    return files("shimmer").joinpath("assets", name).read_text(encoding="utf-8")
+
+_CSS = _asset("frames.css")
+_KEY = (
+    '<div class="key"><span class="tok written">written now</span> <span class="tok '
+    'reopened">reopened</span> '
+    f'<span class="tok open">{MASK}</span> open <span class="tok given">given</span> {END} end '
+    '&ensp;'
+    '<span style="white-space:nowrap">sure <span class="ramp"></span> in doubt</span></div>'
+)
 
 # %% ../nbs/12_trajectories.ipynb #1a51a59e
 def _note(cell: Cell, position: int) -> str:
     "What a tooltip says about a cell."
     held = "" if cell.confidence is None else f", confidence {cell.confidence:.2f}"
-    return f"position {position}: {cell.text if cell.kind != 'open' else 'open'} ({cell.kind}{f', was {cell.was}' if cell.was else ''}{held})"
+    return (
+        f"position {position}: {cell.text if cell.kind != 'open' else 'open'} "
+        f"({cell.kind}{f', was {cell.was}' if cell.was else ''}{held})"
+    )
 
 def _words(frames: Frames) -> list[list[int]]:  # cell numbers of each word
     "Cells that should stay on one line."
     words = [[]]
     for i, cell in enumerate(frames.cells[-1]):
-        if words[-1] and (frames.gaps[i] or frames.breaks[i - 1] or frames.cells[-1][i - 1].text == " " or len(words[-1]) == 16): words.append([])
+        if words[-1] and (
+            frames.gaps[i]
+            or frames.breaks[i - 1]
+            or frames.cells[-1][i - 1].text == " "
+            or len(words[-1]) == 16
+        ):
+            words.append([])
         words[-1].append(i)
     return words
 
@@ -241,11 +327,20 @@ def _flow(frames: Frames, cells: list[Cell]) -> str:
     "A canvas as running text in HTML."
     def span(i: int) -> str:
         doubt = 0 if cells[i].confidence is None else 1 - cells[i].confidence
-        return (f'<span class="tok {cells[i].kind}" style="--d:{doubt:.3f}" title="{html.escape(_note(cells[i], frames.positions[i]))}">'
-                f"{html.escape(cells[i].text)}</span>")
+        return (
+            f'<span class="tok {cells[i].kind}" style="--d:{doubt:.3f}" '
+            f'title="{html.escape(_note(cells[i], frames.positions[i]))}">'
+            f"{html.escape(cells[i].text)}</span>"
+        )
     pieces = []
     for word in _words(frames):
-        pieces += [" " if frames.gaps[word[0]] and word[0] else "", '<span class="word">', *map(span, word), "</span>", "<br>" if frames.breaks[word[-1]] else "<wbr>"]
+        pieces += [
+            " " if frames.gaps[word[0]] and word[0] else "",
+            '<span class="word">',
+            *map(span, word),
+            "</span>",
+            "<br>" if frames.breaks[word[-1]] else "<wbr>",
+        ]
     return "".join(pieces)
 
 # %% ../nbs/12_trajectories.ipynb #cdba82d0
@@ -261,11 +356,20 @@ def trajectory_html(
     lines = []
     for call, cells in zip(frames.calls, frames.cells):
         changes, mean = _summary(cells) if call else ("", "")
-        lines.append(f'<tr><td class="n" data-label="call">{call}</td><td class="canvas">{_flow(frames, cells)}</td>'
-                     f'<td class="n" data-label="changes">{changes}</td><td class="n" data-label="confidence">{mean}</td></tr>')
+        lines.append(
+            f'<tr><td class="n" data-label="call">{call}</td><td '
+            f'class="canvas">{_flow(frames, cells)}</td>'
+            f'<td class="n" data-label="changes">{changes}</td><td class="n" '
+            f'data-label="confidence">{mean}</td></tr>'
+        )
     head = f'<div class="head">{html.escape(title)}</div>' if title else ""
-    return HTML(f'<div class="shimmer"><style>{_CSS}</style>{head}<table><thead><tr><th class="n">call</th><th>canvas</th><th class="n">changes</th><th class="n">mean confidence</th></tr></thead>'
-                f'<tbody>{"".join(lines)}</tbody></table>{_KEY}<div class="key">stopped: {html.escape(frames.stop_reason)}</div></div>')
+    return HTML(
+        f'<div class="shimmer"><style>{_CSS}</style>{head}<table><thead><tr><th '
+        'class="n">call</th><th>canvas</th><th class="n">changes</th><th class="n">mean '
+        "confidence</th></tr></thead>"
+        f'<tbody>{"".join(lines)}</tbody></table>{_KEY}<div class="key">stopped: '
+        f'{html.escape(frames.stop_reason)}</div></div>'
+    )
 
 # %% ../nbs/12_trajectories.ipynb #b37dc916
 _QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
@@ -279,10 +383,18 @@ class Quotation:
         reason: str,
     ):
         self.text, self.ok, self.reason = text, ok, reason
-        self.wrong = sorted({words for found in _QUOTED.findall(reason) for words in found if words.strip()}, key=len, reverse=True) if ok is False else []
+        self.wrong = (
+            sorted(
+                {words for found in _QUOTED.findall(reason) for words in found if words.strip()},
+                key=len, reverse=True,
+            )
+            if ok is False
+            else []
+        )
 
     @property
-    def pieces(self) -> list[tuple[str, bool]]:  # texts that make up the whole, and whether each is marked
+    def pieces(self) -> list[tuple[str, bool]]:  # texts that make up the whole, and whether each is
+        # marked
         "The text, cut where a mark begins or ends."
         if not self.wrong: return [(self.text, False)] if self.text else []
         found = re.split(r"(?<!\w)(" + "|".join(map(re.escape, self.wrong)) + r")(?!\w)", self.text)
@@ -294,96 +406,44 @@ class Quotation:
         return "" if self.ok is None else "right" if self.ok else f"wrong: {self.reason}"
 
     def _repr_html_(self) -> str:
-        marked = "".join(f'<mark style="color:inherit;background:rgb(230 145 40/.45);border-radius:3px;padding:0 2px">{html.escape(piece)}</mark>' if wrong else html.escape(piece) for piece, wrong in self.pieces)
-        under = f'<div style="font-size:.85em;opacity:.85">{html.escape(self.verdict)}</div>' if self.verdict else ""
-        return f'<blockquote style="max-width:46rem;overflow-wrap:anywhere"><div style="white-space:pre-line">{marked}</div>{under}</blockquote>'
+        marked = "".join(
+            '<mark style="color:inherit;background:rgb(230 145 '
+            f'40/.45);border-radius:3px;padding:0 2px">{html.escape(piece)}</mark>'
+            if wrong
+            else html.escape(piece)
+            for piece, wrong in self.pieces
+        )
+        under = (
+            f'<div style="font-size:.85em;opacity:.85">{html.escape(self.verdict)}</div>'
+            if self.verdict
+            else ""
+        )
+        return (
+            '<blockquote style="max-width:46rem;overflow-wrap:anywhere"><div '
+            f'style="white-space:pre-line">{marked}</div>{under}</blockquote>'
+        )
 
     def __repr__(self) -> str:
         shown = "".join(f"»{piece}«" if wrong else piece for piece, wrong in self.pieces)
-        lines = [textwrap.fill(part, 74, break_long_words=False, break_on_hyphens=False) for part in (*shown.splitlines(), *([f"({self.verdict})"] if self.verdict else []))]
+        lines = [
+            textwrap.fill(part, 74, break_long_words=False, break_on_hyphens=False)
+            for part in (*shown.splitlines(), *([f"({self.verdict})"] if self.verdict else []))
+        ]
         return textwrap.indent("\n".join(lines), "  ")
 
 def quotation(
     text: str,
-    verdict: Any = None,  # true where the text is right, with a `reason` that quotes what is wrong, such as `Tales.check` returns; None where nobody judged it
+    verdict: Any = None,  # true where the text is right, with a `reason` that quotes what is wrong,
+        # such as `Tales.check` returns; None where nobody judged it
 ) -> Quotation:
     "A text for a page or a terminal, wrapped, with what its verdict quotes marked."
-    return Quotation(text, None if verdict is None else bool(verdict), getattr(verdict, "reason", "") or "")
-
-# %% ../nbs/12_trajectories.ipynb #0dc1f421
-_PLAYER_CSS = """
-.shimmer .bar{display:flex;flex-wrap:wrap;align-items:center;gap:8px 12px;margin-top:10px}
-.shimmer .bar button{font:inherit;color:var(--ink);background:transparent;border:1px solid var(--line);border-radius:6px;min-width:5.2em;min-height:2.4em;cursor:pointer}
-.shimmer .bar input{flex:1 1 9em;min-width:6em;accent-color:var(--ink);margin:0}
-.shimmer .bar output{font-variant-numeric:tabular-nums;white-space:nowrap}
-.shimmer .info{font-size:13px;color:var(--faint);min-height:1.45em;margin-top:6px;overflow-wrap:anywhere}
-.shimmer :focus-visible,.shimmer:focus-visible{outline:2px solid rgb(var(--doubt));outline-offset:2px}
-.shimmer .canvas{transition:none}
-@media (prefers-reduced-motion:no-preference){.shimmer .canvas .tok{transition:background-color .2s}}
-@media print{.shimmer .bar{display:none}}
-"""
-
-# %% ../nbs/12_trajectories.ipynb #92a3d7ff
-_PLAYER_JS = """
-(() => { for (const box of document.querySelectorAll(".shimmer-player:not([data-ready])")) {
-  const source = box.querySelector("script[type='application/json']");
-  if (!source) continue;
-  box.dataset.ready = "yes";
-  const data = JSON.parse(source.textContent), last = data.frames.length - 1;
-  const find = name => box.querySelector(name), make = (tag, where) => where.appendChild(document.createElement(tag));
-  const canvas = find(".canvas"), slider = find("input"), button = find("button"), counter = find("output"), info = find(".info");
-  let now = 0, timer = null;
-  canvas.textContent = "";
-  const cells = [];
-  for (const word of data.words) {
-    if (data.gaps[word[0]] && word[0]) canvas.append(" ");
-    const group = make("span", canvas);
-    group.className = "word";
-    for (const i of word) {
-      const cell = cells[i] = make("span", group);
-      cell.dataset.w = data.frames.map(f => data.tokens[f[i][0]]).reduce((a, b) => b.length > a.length ? b : a);
-      cell.onclick = () => { info.textContent = cell.title; };
-    }
-    make(data.breaks[word[word.length - 1]] ? "br" : "wbr", canvas);
-  }
-  const show = n => {
-    now = Math.max(0, Math.min(last, n));
-    const count = {written: 0, reopened: 0, open: 0};
-    data.frames[now].forEach(([token, kind, held, was], i) => {
-      const name = data.kinds[kind], cell = cells[i], text = data.tokens[token];
-      count[name] += 1;
-      cell.className = "tok " + name;
-      cell.firstChild ? cell.firstChild.data = text : cell.append(text);
-      cell.style.setProperty("--d", held === null ? 0 : 1 - held);
-      cell.title = `position ${data.positions[i]}: ${name === "open" ? "open" : text} (${name}${was === null ? "" : ", was " + data.tokens[was]}${held === null ? "" : ", confidence " + held.toFixed(2)})`;
-    });
-    slider.value = now;
-    slider.setAttribute("aria-valuetext", counter.value = `call ${data.calls[now]} of ${data.calls[last]}`);
-    info.textContent = (now ? `written ${count.written}, reopened ${count.reopened}, ` : "the start: ") + `open ${count.open + count.reopened}` + (now === last ? `; stopped: ${data.stop}` : "");
-  };
-  const pause = () => { clearInterval(timer); timer = null; button.textContent = "Play"; };
-  const play = () => {
-    if (now === last) show(0);
-    button.textContent = "Pause";
-    timer = setInterval(() => { show(now + 1); if (now === last || !box.isConnected) pause(); }, data.milliseconds);
-  };
-  button.onclick = () => timer === null ? play() : pause();
-  slider.oninput = () => { pause(); show(Number(slider.value)); };
-  box.onkeydown = event => {
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
-    const to = {ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: last}[event.key];
-    if (to !== undefined) { pause(); show(to); }
-    else if (event.key === " " && event.target !== button) button.onclick();
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-  };
-  slider.max = last;
-  show(0);
-} })();
-"""
+    return Quotation(
+        text, None if verdict is None else bool(verdict), getattr(verdict, "reason", "") or ""
+    )
 
 # %% ../nbs/12_trajectories.ipynb #68c92d7d
+_PLAYER_CSS, _PLAYER_JS = _asset("player.css"), _asset("player.js")
+
 def _json(data: dict) -> str:
     "JSON that can stand inside a script element: nothing in it ends the element or opens another."
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
@@ -397,50 +457,75 @@ def trajectory_player(
     title: str | None = None,  # a line above the canvas
     seconds_per_step: float = 0.4,  # how long a picture stands while playing
 ) -> HTML:
-    "A trajectory as a small player, one piece of HTML that needs no other file; ValueError if there is no such row."
-    if not seconds_per_step > 0: raise ValueError(f"seconds_per_step is {seconds_per_step}: give a time above 0")
+    """A trajectory as a small player, one piece of HTML that needs no other file; ValueError if
+    there is no such row."""
+    if not seconds_per_step > 0:
+        raise ValueError(f"seconds_per_step is {seconds_per_step}: give a time above 0")
     frames = frames_of(trajectory, tokenizer, row)
-    tokens = {text: n for n, text in enumerate(sorted({t for cells in frames.cells for cell in cells for t in (cell.text, cell.was) if t is not None}))}
+    tokens = {
+        text: n
+        for n, text in enumerate(
+            sorted(
+                {
+                    t
+                    for cells in frames.cells
+                    for cell in cells
+                    for t in (cell.text, cell.was)
+                    if t is not None
+                }
+            )
+        )
+    }
     rounded = lambda held: None if held is None else round(held, 3)
-    data = dict(tokens=list(tokens), kinds=KINDS, calls=frames.calls, positions=frames.positions, gaps=frames.gaps, breaks=frames.breaks, words=_words(frames),
-                stop=frames.stop_reason, milliseconds=round(1000 * seconds_per_step),
-                frames=[[[tokens[c.text], KINDS.index(c.kind), rounded(c.confidence), tokens.get(c.was)] for c in cells] for cells in frames.cells])
+    data = dict(
+        tokens=list(tokens),
+        kinds=KINDS,
+        calls=frames.calls,
+        positions=frames.positions,
+        gaps=frames.gaps,
+        breaks=frames.breaks,
+        words=_words(frames),
+        stop=frames.stop_reason,
+        milliseconds=round(1000 * seconds_per_step),
+        frames=[
+            [
+                [tokens[c.text], KINDS.index(c.kind), rounded(c.confidence), tokens.get(c.was)]
+                for c in cells
+            ]
+            for cells in frames.cells
+        ],
+    )
     head = f'<div class="head">{html.escape(title)}</div>' if title else ""
-    return HTML(f'<div class="shimmer shimmer-player" tabindex="0" role="group" aria-label="{html.escape(title or "trajectory")}"><style>{_CSS}{_PLAYER_CSS}</style>{head}'
-                f'<div class="canvas">{_flow(frames, frames.cells[-1])}</div>'
-                '<div class="bar"><button type="button">Play</button><input type="range" min="0" value="0" aria-label="call"><output></output></div>'
-                f'<div class="info"></div>{_KEY}<script type="application/json">{_json(data)}</script><script>{_PLAYER_JS}</script></div>')
+    return HTML(
+        '<div class="shimmer shimmer-player" tabindex="0" role="group" '
+        f'aria-label="{html.escape(title or "trajectory")}">'
+        f'<style>{_CSS}{_PLAYER_CSS}</style>{head}'
+        f'<div class="canvas">{_flow(frames, frames.cells[-1])}</div>'
+        '<div class="bar"><button type="button">Play</button><input type="range" min="0" '
+        'value="0" aria-label="call"><output></output></div>'
+        f'<div class="info"></div>{_KEY}<script '
+        f'type="application/json">{_json(data)}</script><script>{_PLAYER_JS}</script></div>'
+    )
 
 # %% ../nbs/12_trajectories.ipynb #3287cbff
 def _new_file(path: str | Path, ending: str, overwrite: bool) -> Path:
     "A path that may be written to, or an error that says why not."
     path = Path(path)
-    if path.suffix.lower() != ending: raise ValueError(f"{path} does not end in {ending}, and that is what would be written: give it this ending")
-    if not path.parent.is_dir(): raise FileNotFoundError(f"{path.parent} is no directory, so {path.name} can't be written there: make it first")
-    if path.is_dir() or path.exists() and not overwrite: raise FileExistsError(f"{path} exists: give another path, or overwrite=True")
+    if path.suffix.lower() != ending:
+        raise ValueError(
+            f"{path} does not end in {ending}, and that is what would be written: give it this "
+            "ending"
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{path.parent} is no directory, so {path.name} can't be written there: make it first"
+        )
+    if path.is_dir() or path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: give another path, or overwrite=True")
     return path
 
-_PAGE_CSS = """
-body{margin:0;padding:8px;display:flex;justify-content:center}
-.shimmer{width:100%;margin:0}
-@media (prefers-color-scheme:dark){body:not(.framed){background:#17181b}}
-"""
-
-# In a frame of the book's own: as light or dark as the page around it, and as high as what is in it.
-_PAGE_JS = """
-(() => {
-  if (window.parent === window) return;
-  document.body.classList.add("framed");
-  let outer, frame;
-  try { outer = window.parent.document.body; frame = window.frameElement; } catch (error) { return; }
-  const follow = () => { for (const name of ["quarto-dark", "quarto-light"]) document.body.classList.toggle(name, outer.classList.contains(name)); };
-  const fit = () => { frame.style.height = document.body.offsetHeight + "px"; };
-  new MutationObserver(follow).observe(outer, {attributes: true, attributeFilter: ["class"]});
-  new ResizeObserver(fit).observe(document.body);
-  follow();
-  fit();
-})();
-"""
+# In a frame of the book's own: as light or dark as the page around it, as high as what is in it.
+_PAGE_CSS, _PAGE_JS = _asset("page.css"), _asset("page.js")
 
 def save_player(
     trajectory: Trajectory,
@@ -451,10 +536,18 @@ def save_player(
     seconds_per_step: float = 0.4,  # how long a picture stands while playing
     overwrite: bool = False,  # replace a file that is there
 ) -> Path:
-    "Write a player as a page of its own; FileExistsError, FileNotFoundError or ValueError if it can't be put there."
-    path, player = _new_file(path, ".html", overwrite), trajectory_player(trajectory, tokenizer, row, title, seconds_per_step)
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{html.escape(title or "trajectory")}</title><style>{_PAGE_CSS}</style></head><body>{player}<script>{_PAGE_JS}</script></body></html>\n')
+    """Write a player as a page of its own; FileExistsError, FileNotFoundError or ValueError if it
+    can't be put there."""
+    path, player = (
+        _new_file(path, ".html", overwrite),
+        trajectory_player(trajectory, tokenizer, row, title, seconds_per_step),
+    )
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width,initial-scale=1">'
+        f"<title>{html.escape(title or 'trajectory')}</title><style>{_PAGE_CSS}</style></head>"
+        f"<body>{player}<script>{_PAGE_JS}</script></body></html>\n"
+    )
     aside = path.with_name(path.name + ".new")
     aside.write_text(page, encoding="utf-8", errors="replace")
     os.replace(aside, path)
@@ -476,17 +569,29 @@ def save_gif(
     tokenizer: Tokenizer,
     path: str | Path,  # ends in .gif
     row: int = 0,  # which text of the batch
-    seconds_per_step: float = 0.4,  # how long a picture stands; the last one stands five times as long
+    seconds_per_step: float = 0.4,  # how long a picture stands; the last one stands five times as
+        # long
     overwrite: bool = False,  # replace a file that is there
     width: int = 720,  # pixels
 ) -> Path:
-    "Write a trajectory as an animated GIF, a picture a call; FileExistsError, FileNotFoundError or ValueError if it can't be put there."
+    """Write a trajectory as an animated GIF, a picture a call; FileExistsError, FileNotFoundError
+    or ValueError if it can't be put there."""
     path, frames = _new_file(path, ".gif", overwrite), frames_of(trajectory, tokenizer, row)
-    if not 0.02 <= seconds_per_step <= 100: raise ValueError(f"seconds_per_step is {seconds_per_step}: browsers play from 0.02 to 100 seconds a picture")
+    if not 0.02 <= seconds_per_step <= 100:
+        raise ValueError(
+            f"seconds_per_step is {seconds_per_step}: browsers play from 0.02 to 100 seconds a "
+            "picture"
+        )
     if not 240 <= width <= 4000: raise ValueError(f"width is {width}: give 240 to 4000 pixels")
-    fonts = {bold: ImageFont.truetype(str(_FONTS / f"DejaVuSans{'-Bold' * bold}.ttf"), 20) for bold in (False, True)}
+    fonts = {
+        bold: ImageFont.truetype(str(_FONTS / f"DejaVuSans{'-Bold' * bold}.ttf"), 20)
+        for bold in (False, True)
+    }
     small, line, edge = ImageFont.truetype(str(_FONTS / "DejaVuSans.ttf"), 14), 34, 18
-    widths = [6 + math.ceil(max(fonts[True].getlength(cells[i].text) for cells in frames.cells)) for i in range(len(frames.positions))]
+    widths = [
+        6 + math.ceil(max(fonts[True].getlength(cells[i].text) for cells in frames.cells))
+        for i in range(len(frames.positions))
+    ]
     places, x, y = [], edge, 48
     for word in _words(frames):
         x += 6 * (frames.gaps[word[0]] and x > edge)
@@ -501,29 +606,57 @@ def save_gif(
         image = Image.new("RGB", (width, y + line + 30), PAPER)
         draw = ImageDraw.Draw(image)
         draw.text((edge, 12), f"call {frames.calls[n]} of {frames.calls[-1]}", INK, small)
-        draw.rectangle((edge, 34, edge + (width - 2 * edge) * n / max(len(frames.calls) - 1, 1), 36), FAINT)
-        if n + 1 == len(frames.calls): draw.text((edge, y + line + 4), f"stopped: {frames.stop_reason}", INK, small)
+        draw.rectangle(
+            (edge, 34, edge + (width - 2 * edge) * n / max(len(frames.calls) - 1, 1), 36), FAINT
+        )
+        if n + 1 == len(frames.calls):
+            draw.text((edge, y + line + 4), f"stopped: {frames.stop_reason}", INK, small)
         for cell, (left, top), room in zip(frames.cells[n], places, widths):
             font = fonts[cell.kind == "written"]
-            box, start = (left, top, left + room - 2, top + line - 7), left + (room - 2 - font.getlength(cell.text)) / 2
-            if cell.kind != "given": draw.rounded_rectangle(box, 3, _tint(cell.confidence), (175, 175, 180) if cell.kind == "open" else INK if cell.kind == "reopened" else None)
+            box, start = (
+                (left, top, left + room - 2, top + line - 7),
+                left + (room - 2 - font.getlength(cell.text)) / 2,
+            )
+            if cell.kind != "given":
+                draw.rounded_rectangle(
+                    box,
+                    3,
+                    _tint(cell.confidence),
+                    (175, 175, 180)
+                    if cell.kind == "open"
+                    else INK
+                    if cell.kind == "reopened"
+                    else None,
+                )
             if cell.kind != "open": draw.text((start, top + 2), cell.text, INK, font)
-            if cell.kind == "written": draw.rectangle((left, top + line - 9, left + room - 2, top + line - 7), INK)
-            if cell.kind == "given": draw.line((start, top + line - 9, start + font.getlength(cell.text), top + line - 9), FAINT)
-            if cell.kind == "reopened": draw.line((left + 1, top + 14, left + room - 3, top + 14), INK, 2)
+            if cell.kind == "written":
+                draw.rectangle((left, top + line - 9, left + room - 2, top + line - 7), INK)
+            if cell.kind == "given":
+                draw.line(
+                    (start, top + line - 9, start + font.getlength(cell.text), top + line - 9),
+                    FAINT,
+                )
+            if cell.kind == "reopened":
+                draw.line((left + 1, top + 14, left + room - 3, top + 14), INK, 2)
         return image
 
     pictures = [picture(n) for n in range(len(frames.calls))]
-    milliseconds = [round(1000 * seconds_per_step)] * (len(pictures) - 1) + [round(5000 * seconds_per_step)]
+    milliseconds = [round(1000 * seconds_per_step)] * (len(pictures) - 1) + [
+        round(5000 * seconds_per_step)
+    ]
     aside = path.with_name(path.name + ".new")
-    pictures[0].save(aside, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    pictures[0].save(
+        aside, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds,
+        loop=0,
+    )
     os.replace(aside, path)
     return path
 
 # %% ../nbs/12_trajectories.ipynb #a9badc44
 _MONO = {"family": "DejaVu Sans Mono", "size": 10}
 
-_DOUBT = LinearSegmentedColormap.from_list("doubt", [[c / 255 for c in _tint(0.0)], [1, 1, 1]])  # from confidence 0 to 1
+# from confidence 0 to 1
+_DOUBT = LinearSegmentedColormap.from_list("doubt", [[c / 255 for c in _tint(0.0)], [1, 1, 1]])
 
 # %% ../nbs/12_trajectories.ipynb #8ab91690
 @matplotlib.style.context("shimmer.book")
@@ -534,29 +667,68 @@ def trajectory_strip(
     every: int | None = None,  # calls between two lines; None: as many as make at most 17 lines
     width: float = 8.0,  # inches
 ) -> Figure:
-    "A trajectory for paper: calls downwards, positions to the right, in as many bands as the canvas needs; ValueError if there is no such row."
+    """A trajectory for paper: calls downwards, positions to the right, in as many bands as the
+    canvas needs; ValueError if there is no such row."""
     if not width >= 3.5: raise ValueError(f"width is {width}: give at least 3.5 inches")
-    if every is None and 0 <= row < len(trajectory.num_calls): every = max(1, math.ceil(int(trajectory.num_calls[row]) / 16))
+    if every is None and 0 <= row < len(trajectory.num_calls):
+        every = max(1, math.ceil(int(trajectory.num_calls[row]) / 16))
     frames = frames_of(trajectory, tokenizer, row, 1 if every is None else every)
-    sign, line, left, foot = 0.09, 0.25, 0.55, 0.75  # inches: a character, a line, the margin, the legend
-    shown = lambda cell: "␣" if cell.text == " " else textwrap.shorten(cell.text, 16, placeholder="…") if len(cell.text) > 16 else cell.text
-    columns = [max(_width(shown(cells[i])) for cells in frames.cells) + 1 for i in range(len(frames.positions))]
+    # inches: a character, a line, the margin, the legend
+    sign, line, left, foot = 0.09, 0.25, 0.55, 0.75
+    shown = lambda cell: (
+        "␣"
+        if cell.text == " "
+        else textwrap.shorten(cell.text, 16, placeholder="…")
+        if len(cell.text) > 16
+        else cell.text
+    )
+    columns = [
+        max(_width(shown(cells[i])) for cells in frames.cells) + 1
+        for i in range(len(frames.positions))
+    ]
     room = int((width - left - 0.05) / sign)
     count = len(_bands(columns, room))
-    bands = next(bands for wide in range(sum(columns) // count, room + 1) if len(bands := _bands(columns, wide)) == count)  # of about one width
+    # of about one width
+    bands = next(
+        bands
+        for wide in range(sum(columns) // count, room + 1)
+        if len(bands := _bands(columns, wide)) == count
+    )
     tall = line * len(frames.calls)
-    width = min(width, max(5.6, left + 0.05 + sign * max(sum(columns[i] for i in band) for band in bands)))
-    figure = Drawing(figsize=(width, len(bands) * (tall + 0.35) + foot + 0.05), layout=PlaceHolderLayoutEngine(True, True))  # places of its own; with "none", saving once would bring back the style's
+    width = min(
+        width, max(5.6, left + 0.05 + sign * max(sum(columns[i] for i in band) for band in bands))
+    )
+    # places of its own; with "none", saving once would bring back the style's
+    figure = Drawing(
+        figsize=(width, len(bands) * (tall + 0.35) + foot + 0.05),
+        layout=PlaceHolderLayoutEngine(True, True),
+    )
     for n, band in enumerate(bands):
         top = n * (tall + 0.35) + 0.05
         span = sum(columns[i] for i in band)
-        ax = figure.add_axes((left / width, 1 - (top + tall) / figure.get_figheight(), span * sign / width, tall / figure.get_figheight()))
+        ax = figure.add_axes(
+            (
+                left / width, 1 - (top + tall) / figure.get_figheight(), span * sign / width,
+                tall / figure.get_figheight(),
+            )
+        )
         edges = np.cumsum([0, *(columns[i] for i in band)])
         for y, cells in enumerate(frames.cells):
-            for x, i in zip(edges, band): _strip_cell(ax, cells[i], shown(cells[i]), x, y, columns[i])
-        ax.set(xlim=(0, span), ylim=(len(frames.calls), 0), yticks=np.arange(len(frames.calls)) + 0.5, yticklabels=frames.calls, ylabel="call")
-        ticks = [k for k, i in enumerate(band) if k == 0 or frames.positions[i] % 5 == 0 and edges[k] >= 4]
-        ax.set_xticks([edges[k] + columns[band[k]] / 2 for k in ticks], [frames.positions[band[k]] for k in ticks])
+            for x, i in zip(edges, band):
+                _strip_cell(ax, cells[i], shown(cells[i]), x, y, columns[i])
+        ax.set(
+            xlim=(0, span), ylim=(len(frames.calls), 0), yticks=np.arange(len(frames.calls)) + 0.5,
+            yticklabels=frames.calls, ylabel="call",
+        )
+        ticks = [
+            k
+            for k, i in enumerate(band)
+            if k == 0 or frames.positions[i] % 5 == 0 and edges[k] >= 4
+        ]
+        ax.set_xticks(
+            [edges[k] + columns[band[k]] / 2 for k in ticks],
+            [frames.positions[band[k]] for k in ticks],
+        )
         ax.tick_params(length=0, labelsize=8, pad=1)
         ax.spines[:].set_visible(False)
     ax.set_xlabel("position in the canvas (tokens)", fontsize=9, loc="left", labelpad=1)
@@ -567,12 +739,28 @@ def trajectory_strip(
 def _strip_cell(ax: Axes, cell: Cell, text: str, x: float, y: float, room: float) -> None:
     "Draw one cell: doubt as its tint, and what happened to it as its edge."
     masked = cell.kind in ("open", "reopened")
-    ax.add_patch(Rectangle((x + 0.1, y + 0.08), room - 0.2, 0.84, facecolor=_DOUBT(1.0 if cell.confidence is None else cell.confidence),
-                           edgecolor="0.55" if cell.kind == "open" else "0.1" if masked else "none", linestyle=":" if masked else "-", linewidth=0.8))
-    if cell.kind != "open": ax.text(x + room / 2, y + 0.52, text, ha="center", va="center", **_MONO, weight="bold" if cell.kind == "written" else "normal", parse_math=False)
-    if cell.kind == "written": ax.plot([x + 0.1, x + room - 0.1], [y + 0.9] * 2, color="0.1", linewidth=1.8, solid_capstyle="butt")
-    if cell.kind == "given": ax.plot([x + 0.4, x + room - 0.4], [y + 0.88] * 2, color="0.5", linewidth=0.6)
-    if cell.kind == "reopened": ax.plot([x + 0.2, x + room - 0.2], [y + 0.52] * 2, color="0.1", linewidth=1)
+    ax.add_patch(
+        Rectangle(
+            (x + 0.1, y + 0.08), room - 0.2, 0.84,
+            facecolor=_DOUBT(1.0 if cell.confidence is None else cell.confidence),
+            edgecolor="0.55" if cell.kind == "open" else "0.1" if masked else "none",
+            linestyle=":" if masked else "-", linewidth=0.8,
+        )
+    )
+    if cell.kind != "open":
+        ax.text(
+            x + room / 2, y + 0.52, text, ha="center", va="center", **_MONO,
+            weight="bold" if cell.kind == "written" else "normal", parse_math=False,
+        )
+    if cell.kind == "written":
+        ax.plot(
+            [x + 0.1, x + room - 0.1], [y + 0.9] * 2, color="0.1", linewidth=1.8,
+            solid_capstyle="butt",
+        )
+    if cell.kind == "given":
+        ax.plot([x + 0.4, x + room - 0.4], [y + 0.88] * 2, color="0.5", linewidth=0.6)
+    if cell.kind == "reopened":
+        ax.plot([x + 0.2, x + room - 0.2], [y + 0.52] * 2, color="0.1", linewidth=1)
 
 def _strip_legend(figure: Figure, width: float, left: float) -> None:
     "A colour bar for confidence, and the four edges by name."
@@ -582,6 +770,14 @@ def _strip_legend(figure: Figure, width: float, left: float) -> None:
     bar.set(yticks=[], xticks=[0, 0.5, 1])
     bar.tick_params(labelsize=8, length=2, pad=1)
     bar.set_title("confidence", fontsize=8, pad=2)
-    handles = [Line2D([], [], color="0.1", linewidth=1.8, label="written by this call (bold)"), Line2D([], [], color="0.5", linewidth=0.6, label="given"),
-               Patch(facecolor="white", edgecolor="0.55", linestyle=":", label="open"), Patch(facecolor="white", edgecolor="0.1", linestyle=":", label="reopened (struck)")]
-    figure.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 0.0), ncols=4 if width >= 7.5 else 2 if width >= 5.5 else 1, fontsize=8, frameon=False, borderaxespad=0.4, columnspacing=1.2)
+    handles = [
+        Line2D([], [], color="0.1", linewidth=1.8, label="written by this call (bold)"),
+        Line2D([], [], color="0.5", linewidth=0.6, label="given"),
+        Patch(facecolor="white", edgecolor="0.55", linestyle=":", label="open"),
+        Patch(facecolor="white", edgecolor="0.1", linestyle=":", label="reopened (struck)"),
+    ]
+    figure.legend(
+        handles=handles, loc="lower right", bbox_to_anchor=(1, 0.0),
+        ncols=4 if width >= 7.5 else 2 if width >= 5.5 else 1, fontsize=8, frameon=False,
+        borderaxespad=0.4, columnspacing=1.2,
+    )

@@ -140,6 +140,14 @@ def test_every_export_is_on_its_page():
             assert f"{{#{make_api.defined(node)[0]}}}" in text, (path.stem, make_api.defined(node))
 
 
+def test_no_line_of_the_library_is_longer_than_100_columns():
+    for path in sorted((ROOT / "shimmer").glob("*.py")):
+        if path.stem == "_modidx": continue
+        lines = path.read_text(encoding="utf-8").splitlines()
+        ours = next((i for i, line in enumerate(lines) if line.startswith("# %% ../nbs/")), 0)  # above it stands what nbdev writes
+        assert not [f"{path.name}:{i + 1}" for i, line in enumerate(lines) if i > ours and len(line) > 100]
+
+
 def test_a_page_of_the_library_says_what_the_module_says():
     text = make_api.page(ROOT / "shimmer/samplers.py")
     assert "| `temperature` | `float` | `1.0` | of the drawn tokens; 0 takes the likeliest |" in text

@@ -104,5 +104,5 @@ def test_its_figures_are_of_this_model(script):
 def test_a_wheel_holds_it_and_it_is_small(tmp_path):
     subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path], cwd=ROOT, check=True, capture_output=True)
     built = {path.relative_to(tmp_path / "shimmer") for path in (tmp_path / "shimmer").rglob("*") if path.is_file() and path.suffix != ".py"}
-    assert built == {path.relative_to(ROOT / "shimmer") for path in [*TALES.iterdir(), *(ROOT / "shimmer").glob("*.mplstyle"), ROOT / "shimmer/py.typed"]}
+    assert built == {path.relative_to(ROOT / "shimmer") for path in [*TALES.iterdir(), *(ROOT / "shimmer/assets").iterdir(), *(ROOT / "shimmer").glob("*.mplstyle"), ROOT / "shimmer/py.typed"]}
     assert sum(path.stat().st_size for path in TALES.iterdir()) < 8e6

@@ -460,7 +460,9 @@ def test_every_flag_has_a_help_text(capsys, kind):
     text = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
     assert stop.value.code == 0
     source = "".join(inspect.getsource(part) for part in kind.__mro__ if dataclasses.is_dataclass(part))
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", source, re.M))
+    written = re.findall(r"^((?:    # .*\n)*)    (\w+): .*?(?:  # (.+))?$", source, re.M)
+    comments = {name: after or " ".join(re.findall(r"# (.*)", above)) for above, name, after in written}
+    assert all(comments[field.name] for field in dataclasses.fields(kind))
     for field in dataclasses.fields(kind):
         assert f"--{field.name}" in text and comments[field.name] in text, field.name
 
