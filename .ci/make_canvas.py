@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from book import ROOT
-from shimmer import cli
+from shimmer import cli, cli_train, cli_write
 
 CANVAS = ROOT / "shimmer" / "canvases" / "tales"
-FILES = ("config.json", "model.safetensors", "shimmer_tokenizer.json", cli.FLAGS)
+FILES = ("config.json", "model.safetensors", "shimmer_tokenizer.json", cli_train.FLAGS)
 EVALUATE = "--full --num_ordered 64 --num_written 256 --temperature 0.8"
 WAYS = ("", "--temperature 1", "--order random", "--order random --temperature 1", "--order left_to_right", "--num_steps 36")  # flags of `shimmer generate`
 TALES = 256  # written in each of these ways
@@ -79,8 +79,9 @@ FIGURES = {"nats_per_canvas": "nats a tale, at most", "bits_per_byte": "bits per
 def command(flags: dict) -> str:
     "The command line that a run's flags came from."
     left_out = ("checkpoint_dir", "checkpoint_name", "overwrite", "max_seq_len")  # where it lay, and what follows from the corpus
-    differing = [(f.name, flags[f.name]) for f in fields(cli.Train) if f.name not in left_out and flags.get(f.name, json.loads(json.dumps(f.default))) != json.loads(json.dumps(f.default))]
-    return " ".join(["shimmer train"] + [f"--{name}" + ("" if value is True else f" {value}") for name, value in differing])
+    kind = cli_train.MODELS[flags.get("model", "lira")]
+    differing = [(f.name, flags[f.name]) for f in fields(kind) if f.name not in left_out and flags.get(f.name, json.loads(json.dumps(f.default))) != json.loads(json.dumps(f.default))]
+    return " ".join([f"shimmer train {kind.kind}"] + [f"--{name}" + ("" if value is True else f" {value}") for name, value in differing])
 
 
 def card() -> str:
@@ -93,18 +94,19 @@ def card() -> str:
     rows.insert(1, f"| nats a tale above the entropy, at most | {measured['nats_per_canvas'] - measured['entropy_nats_per_tale']:.2f} |")
     rows += [f"| {words} | {measured[name]:.3f} |" for name, words in (("ece_at_masked", "expected calibration error of the confidence, at masked positions"), ("ece_at_filled", "the same at filled positions")) if measured.get(name) is not None]
     ways = [f"| {'`' + way['flags'] + '`' if way['flags'] else 'its defaults'} | {way['calls']:.1f} | {between(way, 'tales_right', '.1%')} |" for way in found["ways"]]
-    return CARD.format(parameters=measured["parameters"], steps=found["made"]["updates"], command=command(read(cli.FLAGS)), K=config["num_refine_steps"], layers=config["num_layers"], width=config["hidden_size"],
+    return CARD.format(parameters=measured["parameters"], steps=found["made"]["updates"], command=command(read(cli_train.FLAGS)), K=config["num_refine_steps"], layers=config["num_layers"], width=config["hidden_size"],
                        length=config["max_seq_len"], vocabulary=config["vocab_size"], size=(CANVAS / "model.safetensors").stat().st_size / 1e6, canvases=measured["canvases"], ordered=measured["ordered_canvases"], entropy=measured["entropy_nats_per_tale"],
                        figures="\n".join(rows), written=found["ways"][0]["tales_written"], ways="\n".join(ways))
 
 
-def ways(model, tokenizer) -> list[dict]:
+def ways() -> list[dict]:
     "How many of the tales are right that each of WAYS writes."
-    import tyro
     from shimmer.metrics import judge_tales
     rows = []
     for flags in WAYS:
-        trajectory = cli.write(model, tokenizer, tyro.cli(cli.Sampling, args=[*flags.split(), "--num_samples", str(TALES)], use_underscores=True))
+        words = ["--checkpoint", CANVAS.name, "--num_samples", str(TALES), *flags.split()]
+        model, tokenizer, options = cli_write.parse(cli_write.Generate, words)
+        trajectory = cli_write.write(model, tokenizer, options)
         rows.append({"flags": flags, "calls": trajectory.num_calls.float().mean().item(), **judge_tales(trajectory.texts(tokenizer))})
         print(f"{flags or 'defaults':40} {rows[-1]['tales_right']:.1%} right", flush=True)
     return rows
@@ -117,7 +119,7 @@ def put(checkpoint: Path) -> None:
     figures = CANVAS / "evaluation.json"
     if code := cli.main(f"evaluate --checkpoint {CANVAS.name} {EVALUATE} --overwrite --output {figures}".split()): sys.exit(code)
     updates = json.loads((checkpoint / "training_state" / "progress.json").read_text())["step"]
-    found = json.loads(figures.read_text()) | {"ways": ways(*cli.load(cli.Sampling(checkpoint=CANVAS.name))), "made": {"date": date.today().isoformat(), "torch": version("torch"), "updates": updates}}
+    found = json.loads(figures.read_text()) | {"ways": ways(), "made": {"date": date.today().isoformat(), "torch": version("torch"), "updates": updates}}
     figures.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -166,8 +166,8 @@ def masked_fraction(
 class TopK:
     """LIRA's sampler: each call writes the best-ranked masked positions, as many as the schedule
     says; nothing is reopened."""
-    schedule: Schedule = "linear"
-    order: Order = "max_prob"
+    schedule: Schedule = "linear"  # how many positions have been written after each call
+    order: Order = "max_prob"  # which of them are written first
     reopens = False
 
     def __call__(self, view: SamplerState) -> UnmaskAction:

@@ -14,16 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
-from shimmer import cli
-from shimmer.policies import Order, Schedule
+from shimmer import cli, cli_evaluate, cli_train, cli_write
+from shimmer.policies import Order, Schedule, TopK
 
 SIZE = "--num_samples 400 --hidden_size 16 --num_layers 1 --num_heads 2 --num_refine_steps 1 --qk_norm --batch_size 32 --lr 3e-3 " \
        "--stage_epochs 1 --validation_texts 8 --validation_draws 2 --device cpu"
 GPT_SIZE = SIZE.replace("--num_refine_steps 1", "").replace("--validation_draws 2", "")
 MEASURED = "--num_texts 16 --num_ordered 4 --draws 2 --num_written 4"
-ROOM = cli.HABITS["tales"].max_seq_len
+ROOM = cli_train.HABITS["tales"].max_seq_len
 SOURCE = "--progressive --model lira --dataset tinystories --num_samples 100000 --vocab_size 10000 --hidden_size 288 --num_layers 6 --num_heads 6 " \
          "--max_seq_len 256 --batch_size 64 --stage_epochs 3 --lr 2e-4 --device cuda --gpu 0 --fp16 --checkpoint_name lira_12m"
 
@@ -75,26 +74,47 @@ def snapshot(folder):
 # --- presets -------------------------------------------------------------------------------------
 
 def parsed(line):
-    "The options a line comes to, the preset's flags before its own."
-    words = shlex.split(line)
-    parse = lambda words: tyro.cli(typing.Union[tuple(cli.COMMANDS)], args=words, use_underscores=True)
-    return parse(cli.with_preset(words, parse(words)))
+    "The options that a line of training comes to."
+    return cli_train.parse(shlex.split(line))
 
+
+SMALL = cli_train.PRESETS["small"]
 
 def test_a_preset_sets_its_flags_and_gives_way_to_those_given():
-    small = parsed("train --preset small")
-    assert all(getattr(small, name) == value for name, value in cli.PRESETS["small"].items())
-    other = parsed("train --preset small --hidden_size 48 --optimizer adamw --no_qk_norm")
+    small = parsed("--preset small")
+    assert all(getattr(small, name) == value for name, value in SMALL.items())
+    other = parsed("--preset small --hidden_size 48 --optimizer adamw --no_qk_norm")
     assert (other.hidden_size, other.optimizer, other.qk_norm) == (48, "adamw", False)
-    assert other.batch_size == cli.PRESETS["small"]["batch_size"] and not parsed("train").preset
+    assert other.batch_size == SMALL["batch_size"] and not parsed("lira").preset
 
 
 @pytest.mark.parametrize("model", ["gpt", "imadarem", "chunk_trm"])
 def test_a_preset_leaves_out_what_a_model_has_no_use_for(model):
-    options = parsed(f"train --preset small --model {model}")
-    unused = cli.NO_USE.get(model, ())
-    assert options.hidden_size == cli.PRESETS["small"]["hidden_size"] if "hidden_size" not in unused else True
-    assert not [name for name in cli.PRESETS["small"] if name in unused and getattr(options, name) != getattr(parsed(f"train --model {model}"), name)]
+    options = parsed(f"{model} --preset small")
+    width = options.embed_dim if model == "chunk_trm" else options.hidden_size
+    assert width == SMALL["hidden_size"] and options.optimizer == "muon" and not hasattr(options, "num_refine_steps")
+
+
+# --- the kind of model ---------------------------------------------------------------------------
+
+def test_the_kind_is_named_first_or_by_a_flag():
+    assert type(parsed("")) is type(parsed("lira")) is type(parsed("--model lira")) is cli_train.TrainLira
+    same = [parsed(line) for line in ("chunk-trm --rotary", "chunk_trm --rotary", "--rotary --model=chunk_trm", "--model chunk-trm --rotary", "gpt --model gpt") if "gpt" not in line]
+    assert all(options == same[0] for options in same) and type(same[0]) is cli_train.TrainChunkTRM
+    assert type(parsed("gpt --model gpt")) is cli_train.TrainGPT
+    with pytest.raises(ValueError, match="two kinds of model"): parsed("gpt --model lira")
+    with pytest.raises(ValueError, match="'' is unknown"): parsed("--model")
+
+
+@pytest.mark.parametrize("kind", cli_train.MODELS.values(), ids=lambda kind: kind.kind)
+def test_an_option_of_a_model_is_the_configs_own(kind):
+    "Defaults are those of the config and the trainer, but for what the command says itself."
+    options, said = kind(), {"max_seq_len", "vocab_size", "context_size", "checkpoint_dir", "ema_decay"}
+    config = next(base for base in kind.__mro__ if base.__name__.endswith("Config") and base is not cli_train.TrainConfig)
+    for base in (config, cli_train.TrainConfig):
+        for field in dataclasses.fields(base):
+            if field.name not in said: assert getattr(options, field.name) == field.default, field.name
+    assert options.ema_decay == 0.0  # of the weights that are kept
 
 
 def test_a_preset_trains(run, shared, tmp_path, monkeypatch):
@@ -146,20 +166,19 @@ def test_infilling_keeps_what_was_given(run, shared):
 def test_blanks_by_tokenizer():
     from shimmer.tokenizers import CharTokenizer, WordTokenizer
     words, letters = WordTokenizer.train(["a red ball."]), CharTokenizer.train(["a red ball."])
-    assert cli.blanks("a ___ ball.", words) == [words.encode("a")[0], words.mask_token_id, *words.encode(" ball.")]
-    assert cli.blanks("[MASK:2].", words) == [words.mask_token_id] * 2 + words.encode(".")
-    assert cli.blanks("a __[MASK] [MASK]", letters) == [*letters.encode("a "), letters.mask_token_id, letters.mask_token_id, *letters.encode(" "), letters.mask_token_id]
-    with pytest.raises(ValueError, match="blank of no tokens"): cli.blanks("[MASK:0]", words)
+    assert cli_write.blanks("a ___ ball.", words) == [words.encode("a")[0], words.mask_token_id, *words.encode(" ball.")]
+    assert cli_write.blanks("[MASK:2].", words) == [words.mask_token_id] * 2 + words.encode(".")
+    assert cli_write.blanks("a __[MASK] [MASK]", letters) == [*letters.encode("a "), letters.mask_token_id, letters.mask_token_id, *letters.encode(" "), letters.mask_token_id]
+    with pytest.raises(ValueError, match="blank of no tokens"): cli_write.blanks("[MASK:0]", words)
 
 
 def test_infilling_ends_the_text_or_leaves_room(shared, monkeypatch):
     monkeypatch.chdir(shared)
-    options = cli.Sampling(checkpoint="checkpoints/tiny", infill="Once ___ a time", device="cpu")
-    model, tokenizer = cli.load(options)
-    whole, = cli.canvas_of(model, tokenizer, options)
+    model, tokenizer, options = cli_write.parse(cli_write.Generate, ["--checkpoint", "checkpoints/tiny", "--infill", "Once ___ a time"])
+    whole, = cli_write.canvas_of(model, tokenizer, options)
     assert len(whole) == ROOM and (whole[4:] == tokenizer.eos_token_id).all() and (whole == tokenizer.mask_token_id).sum() == 1
     options.gen_length = 3
-    open_ended, = cli.canvas_of(model, tokenizer, options)
+    open_ended, = cli_write.canvas_of(model, tokenizer, options)
     assert (open_ended == tokenizer.mask_token_id).tolist() == [False, True, False, False, True, True, True]
 
 
@@ -234,11 +253,11 @@ def test_a_gpt_writes_from_left_to_right(run, shared):
 
 MENDING = SIZE.replace("--num_refine_steps 1", "--max_refinement_steps 3")
 
-@pytest.mark.parametrize("gate", ["--gate", ""])
+@pytest.mark.parametrize("gate", ["", "--no_gate"])
 def test_an_imadarem_trains_mends_and_is_measured(run, shared, gate):
     name = f"mending{gate.strip('-')}"
     assert run(f"train --model imadarem {gate} {MENDING} --checkpoint_name {name}")[0] == 0
-    assert json.loads((shared / "checkpoints" / name / "config.json").read_text())["use_refine_gate"] == bool(gate)
+    assert json.loads((shared / "checkpoints" / name / "config.json").read_text())["use_refine_gate"] == (not gate)
     code, out, _ = run(f'generate --checkpoint checkpoints/{name} --prompt "Once upon a time" --num_samples 2 --show')
     assert code == 0 and out.count("Once upon a time") >= 2 and not re.search(r"│\s+4 │", out)  # three calls at most
     assert run(f"generate --checkpoint checkpoints/{name} --sampler mend --num_steps 1 --infill 'Once upon ___ time,'")[0] == 0
@@ -251,18 +270,31 @@ def test_an_imadarem_trains_mends_and_is_measured(run, shared, gate):
 
 def test_the_teachers_average_is_not_the_trainers():
     from shimmer.tokenizers import WordTokenizer
-    options = cli.Train(model="imadarem", max_seq_len=8, hidden_size=16, num_heads=2)
-    assert cli.build_model(options, WordTokenizer.train(["a b"])).config.ema_decay == 0.995 != options.ema_decay
+    options = cli_train.TrainImadarem(max_seq_len=8, hidden_size=16, num_heads=2)
+    assert options.build(WordTokenizer.train(["a b"])).config.ema_decay == 0.995 != options.ema_decay
 
-def test_what_mending_has_no_use_for_is_refused(run, shared, refused):
-    assert run(f"train --model imadarem {MENDING} --checkpoint_name mends")[0] == 0
-    refused("generate --checkpoint checkpoints/mends --order random", "--order", "a model that mends")
-    refused("evaluate --checkpoint checkpoints/mends --order random", "--order", "a model that mends")
+def test_what_rewriting_has_no_use_for_is_refused(run, shared, refused):
+    assert run(f"train imadarem {MENDING} --checkpoint_name mends")[0] == 0
+    refused("generate --checkpoint checkpoints/mends --order random", "--order", "an imadarem that writes by the policy refine-gate")
+    refused("generate --checkpoint checkpoints/mends --num_refine_steps 2", "--num_refine_steps", "an imadarem")
+    refused("evaluate --checkpoint checkpoints/mends --order random", "--order", "a model that rewrites")
+
+def test_a_models_own_settings_are_the_defaults(run, shared):
+    assert run(f"train imadarem {MENDING} --stop_threshold 0.5 --sampling_temperature 0.9 --checkpoint_name settled")[0] == 0
+    read = lambda flags: cli_write.parse(cli_write.Generate, shlex.split(f"--checkpoint checkpoints/settled {flags}"))
+    model, _, options = read("")
+    assert options.sampler.rule == model.default_policy() and options.sampler.rule.stop_threshold == 0.5
+    assert cli_write.temperature_of(model, options) == 0.9 and cli_write.calls_of(model, options.sampler, 50) == 3
+    _, _, other = read("--stop_threshold 0.25 --temperature 0 --num_steps 2")
+    assert other.sampler.rule == dataclasses.replace(options.sampler.rule, stop_threshold=0.25)
+    assert cli_write.temperature_of(model, other) == 0 and cli_write.calls_of(model, other.sampler, 50) == 2
+    model, _, lira = cli_write.parse(cli_write.Generate, shlex.split("--checkpoint checkpoints/tiny"))
+    assert lira.sampler.rule == TopK() and cli_write.temperature_of(model, lira) == 0.8 and cli_write.calls_of(model, lira.sampler, 50) == 50
 
 def test_only_a_model_with_a_policy_mends(refused):
-    refused("generate --checkpoint checkpoints/tiny --sampler mend", "sampler is mend", "a lira", "choose topk or remask")
+    refused("generate --checkpoint checkpoints/tiny --sampler mend", "sampler is mend", "a lira", "choose top-k or threshold-remasking")
     refused("train --gate", "--gate is set", "a lira")
-    refused("train --model imadarem --num_refine_steps 2 --reinject", "--num_refine_steps and --reinject are set", "a imadarem")
+    refused("train --model imadarem --num_refine_steps 2 --reinject", "--num_refine_steps and --reinject are set", "an imadarem")
 
 
 def test_a_chunk_trm_trains_writes_and_is_measured(run, shared):
@@ -297,8 +329,14 @@ def test_the_best_weights_are_said_to_be_kept(run, shared):
     ("train --chunk_size 4", ["--chunk_size is set", "a lira"]),
     ("train --model gpt --n_recursions 2 --rotary", ["--n_recursions and --rotary are set"]),
     ("train --model chunk_trm --qk_norm --mask_ratio 0.2 0.9", ["--mask_ratio", "--qk_norm"]),
+    ("train gpt --no_gate --validation-draws=3 --lr 1e-3", ["--gate and --validation_draws are set"]),
+    ("train gpt --model lira", ["two kinds of model"]),
     ("train --model chunk_trm --num_samples 100 --max_seq_len 8 --chunk_size 8", ["a canvas is a context and a chunk"]),
     ("generate --checkpoint checkpoints/tiny --top_k 3", ["--top_k is set", "a lira"]),
+    ("generate --checkpoint checkpoints/tiny --policy threshold-remasking --order random", ["--order is set", "the policy threshold-remasking"]),
+    ("generate --checkpoint checkpoints/tiny --threshold 0.5", ["--threshold is set", "the policy top-k"]),
+    ("generate --checkpoint checkpoints/tiny --policy nosuch", ["'nosuch'", "choose auto, top-k"]),
+    ("generate --checkpoint checkpoints/tiny_gpt --policy top-k", ["--policy is set", "a gpt"]),
     ("generate --checkpoint checkpoints/tiny_gpt --infill 'Lily ___ a ball.'", ["--infill", "a gpt"]),
     ("generate --checkpoint checkpoints/tiny_gpt --sampler remask --order random", ["--sampler and --order are set"]),
     ("generate --checkpoint checkpoints/tiny_gpt --num_refine_steps 2", ["--num_refine_steps"]),
@@ -313,11 +351,10 @@ def test_what_a_model_has_no_use_for_is_refused(refused, line, parts):
     refused(line, *parts)
 
 
-def test_every_option_of_a_canvas_is_one_that_a_gpt_has_no_use_for():
-    from shimmer.gpt import GPTConfig
-    from shimmer.lira import LatentCanvasConfig
-    canvas = cli.same_names(LatentCanvasConfig, cli.Train()).keys() - cli.same_names(GPTConfig, cli.Train()).keys()
-    assert canvas <= set(cli.NO_USE["gpt"]) <= {f.name for f in dataclasses.fields(cli.Train)}
+def test_the_source_texts_names_of_policies_are_understood(run):
+    for old, new in cli_write.SOURCE_NAMES.items():
+        line = "generate --checkpoint checkpoints/tiny --num_steps 3 --gen_length 8"
+        assert run(f"{line} --sampler {old}") == run(f"{line} --policy={new}") == run(f"{line} --sampler={old}")
 
 
 @pytest.mark.parametrize("ending, start", [("html", b"<!doctype html>"), ("gif", b"GIF8"), ("png", b"\x89PNG")])
@@ -339,14 +376,14 @@ def test_info(run, monkeypatch):
 
 def test_the_source_texts_line_parses(monkeypatch):
     seen = []
-    monkeypatch.setitem(cli.COMMANDS, cli.Train, seen.append)
+    monkeypatch.setattr(cli_train, "train", seen.append)
     assert cli.main(["train", *shlex.split(SOURCE)]) == 0
     assert cli.main(["train", *shlex.split(SOURCE.replace("_size", "-size").replace("--dataset", "--corpus"))]) == 0
     options, same = seen
     assert options == same
     assert (options.dataset, options.num_samples, options.vocab_size, options.hidden_size, options.num_layers, options.num_heads) == ("tinystories", 100_000, 10_000, 288, 6, 6)
     assert (options.max_seq_len, options.batch_size, options.stage_epochs, options.lr, options.device, options.gpu, options.fp16) == (256, 64, 3, 2e-4, "cuda", 0, True)
-    assert [(s.objective.num_refine_steps, s.objective.mask_ratio, s.objective.confidence_weight, s.epochs) for s in cli.stages_of(options)] == [
+    assert [(s.objective.num_refine_steps, s.objective.mask_ratio, s.objective.confidence_weight, s.epochs) for s in options.stages()] == [
         (1, (0.3, 0.3), 0.0, 3), (None, (0.3, 0.3), 0.0, 3), (None, (0.1, 1.0), 0.0, 3), (None, (0.1, 1.0), 0.1, 3)]
     assert options.num_refine_steps == 4
 
@@ -408,7 +445,7 @@ def test_molecules_are_trained_on_written_and_measured(run, shared, tmp_path, mo
 def test_the_longest_molecule_and_its_end_fit_the_canvas():
     from shimmer.corpora import LOCAL, load_corpus
     if not (folder := os.environ.get("SHIMMER_DATA")) or not (Path(folder) / LOCAL["moses"][1]).is_file(): pytest.skip("the molecules of MOSES are not here")
-    assert max(text.count("[") for text in load_corpus("moses", limit=1).valid["text"]) < cli.HABITS["moses"].max_seq_len
+    assert max(text.count("[") for text in load_corpus("moses", limit=1).valid["text"]) < cli_train.HABITS["moses"].max_seq_len
 
 
 def test_many_texts_are_written_a_part_at_a_time_and_are_the_same(run, monkeypatch):
@@ -433,38 +470,46 @@ def test_a_prompt_that_is_no_text_is_refused_in_one_line(shared, monkeypatch, ca
 
 
 def test_choices_are_the_samplers_own():
-    hints = typing.get_type_hints(cli.Sampling)
-    assert typing.get_args(hints["order"]) == typing.get_args(Order) and typing.get_args(hints["schedule"]) == typing.get_args(Schedule)
+    hints = typing.get_type_hints(cli_evaluate.Evaluate)
+    assert typing.get_args(hints["order"]) == typing.get_args(Order)
+    assert set(typing.get_args(typing.get_type_hints(cli_write.OnCanvas)["policy"])) == {"auto", *cli_write.POLICIES}
+    hints = typing.get_type_hints(TopK)
+    assert hints["order"] == Order and hints["schedule"] == Schedule
 
 
 def test_flags_reach_what_they_are_named_after(shared):
     from shimmer.lira import LatentCanvasConfig
-    options = cli.Train(device="cpu", hidden_size=24, num_heads=2, qk_norm=True, num_prelude_layers=1, reinject=True, max_seq_len=12, lr=0.5, gradient_accumulation=2, ema_decay=0.9, seed=3)
+    options = cli_train.TrainLira(device="cpu", hidden_size=24, num_heads=2, qk_norm=True, num_prelude_layers=1, reinject=True, max_seq_len=12, lr=0.5, gradient_accumulation=2, ema_decay=0.9, seed=3)
     tokenizer = type("Ids", (), dict(vocab_size=7, mask_token_id=7, pad_token_id=6))
-    config = cli.build_model(options, tokenizer).config
-    assert {**cli.same_names(LatentCanvasConfig, options), "vocab_size": 7}.items() <= cli.same_names(LatentCanvasConfig, config).items()
+    config = options.build(tokenizer).config
+    asked, built = cli.same_names(LatentCanvasConfig, options), cli.same_names(LatentCanvasConfig, config)
+    assert {name for name in asked if asked[name] != built[name]} == {"vocab_size", "mask_token_id", "pad_token_id"}
     assert (config.qk_norm, config.num_prelude_layers, config.reinject, config.max_seq_len, config.vocab_size, config.pad_token_id) == (True, 1, True, 12, 7, 6)
-    train = cli.train_config(options, Path("x"))
+    train = cli_train.train_config(options, Path("x"))
     assert (train.lr, train.gradient_accumulation, train.ema_decay, train.seed, train.checkpoint_dir, train.progress) == (0.5, 2, 0.9, 3, "x", False)
 
 
 def test_weights_are_a_function_of_the_seed():
-    tokenizer = type("Ids", (), dict(vocab_size=7, mask_token_id=7, pad_token_id=6))
-    weight = lambda seed: cli.build_model(cli.Train(hidden_size=16, num_heads=2, max_seq_len=8, seed=seed), tokenizer).lm_head.weight
+    def weight(seed):
+        options = cli_train.TrainLira(num_samples=40, hidden_size=16, num_heads=2, max_seq_len=72, seed=seed)
+        return cli_train.prepare(options)[1].lm_head.weight
     assert torch.equal(weight(1), weight(1)) and not torch.equal(weight(1), weight(2))
 
 
-@pytest.mark.parametrize("kind", cli.COMMANDS, ids=lambda kind: kind.__name__)
-def test_every_flag_has_a_help_text(capsys, kind):
-    with pytest.raises(SystemExit) as stop: cli.main([kind.__name__.lower(), "--help"])
+KINDS = {**{f"train {name}": (kind,) for name, kind in cli_train.MODELS.items()}, "evaluate": (cli_evaluate.Evaluate,), "info": (cli_evaluate.Info,),
+         **{f"{kind.__name__.lower()} --policy {name}": (kind, cli_write.OnCanvas, policy) for kind in (cli_write.Generate, cli_write.Animate) for name, policy in cli_write.POLICIES.items()}}
+
+@pytest.mark.parametrize("line, kinds", KINDS.items(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_flag_has_a_help_text(capsys, line, kinds):
+    with pytest.raises(SystemExit) as stop: cli.main([*line.split(), "--help"])
     text = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
     assert stop.value.code == 0
-    source = "".join(inspect.getsource(part) for part in kind.__mro__ if dataclasses.is_dataclass(part))
-    written = re.findall(r"^((?:    # .*\n)*)    (\w+): .*?(?:  # (.+))?$", source, re.M)
-    comments = {name: after or " ".join(re.findall(r"# (.*)", above)) for above, name, after in written}
-    assert all(comments[field.name] for field in dataclasses.fields(kind))
-    for field in dataclasses.fields(kind):
-        assert f"--{field.name}" in text and comments[field.name] in text, field.name
+    parts = dict.fromkeys(part for kind in kinds for part in kind.__mro__ if dataclasses.is_dataclass(part))
+    written = [found for part in parts for found in re.findall(r"^((?:    # .*\n)*)    (\w+): .*?(?:  # (.+))?$", inspect.getsource(part), re.M)]
+    comments = {}
+    for above, name, after in written: comments.setdefault(name, after or " ".join(re.findall(r"# (.*)", above)))
+    for flag in sorted(cli.flags_of(*kinds) - {"rule", "sampler", *(alias for alias in cli.flags_of(*kinds) if alias not in comments)}):
+        assert f"--{flag}" in text and comments[flag] and comments[flag] in text, flag
 
 
 @pytest.mark.parametrize("line", ["train --nope 3", "train --batch_size many", "evaluate", "nothing", "train --optimizer sgd", ""])
@@ -636,7 +681,7 @@ def test_a_full_disk_loses_no_output(refused, shared, monkeypatch, command):
     place.write_text("mine")
     before = set(shared.iterdir())
     def full(*args): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(cli.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     refused(f"{command} --checkpoint checkpoints/tiny --overwrite", place.name, "could not be written", "No space left")
     assert place.read_text() == "mine" and set(shared.iterdir()) == before
 
@@ -666,13 +711,13 @@ def test_an_interrupt_says_how_to_go_on_and_resuming_ends_alike(run, shared, mon
 
 def test_an_interrupt_elsewhere(run, monkeypatch):
     def stop(options): raise KeyboardInterrupt
-    monkeypatch.setitem(cli.COMMANDS, cli.Info, stop)
+    monkeypatch.setitem(cli_evaluate.COMMANDS, "info", stop)
     assert run("info")[::2] == (130, "shimmer: interrupted\n")
 
 
 @pytest.mark.parametrize("bug", [lambda: json.loads("{"), lambda: torch.zeros(2, 3) @ torch.zeros(2, 3), lambda: {}["missing"]])
 def test_a_bug_keeps_its_traceback(run, monkeypatch, bug):
-    monkeypatch.setitem(cli.COMMANDS, cli.Info, lambda options: bug())
+    monkeypatch.setitem(cli_evaluate.COMMANDS, "info", lambda words: bug())
     with pytest.raises((ValueError, RuntimeError, KeyError)): run("info")
 
 
@@ -683,10 +728,18 @@ def command(*line, folder):
     return subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True, timeout=120, cwd=folder)
 
 
-def test_help_needs_no_tensor_library():
-    script = "import sys; from shimmer.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: print('torch' in sys.modules, 'datasets' in sys.modules)"
+@pytest.mark.parametrize("words", [["--help"], [], ["nosuch"]])
+def test_help_needs_no_tensor_library(words):
+    script = f"import sys; from shimmer.cli import main\ntry: main({words})\nexcept SystemExit as stop: print(stop.code, 'torch' in sys.modules, 'datasets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout.endswith("False False\n") and "--hidden_size" in done.stdout
+    assert done.stdout.endswith(f"{0 if words == ['--help'] else 2} False False\n")
+    assert words or all(name in done.stdout + done.stderr for name in cli.COMMANDS)
+
+
+def test_the_overview_names_what_the_modules_have():
+    import importlib
+    for name, (module, says) in cli.COMMANDS.items():
+        assert name in importlib.import_module(f"shimmer.{module}").COMMANDS and says.endswith(".")
 
 
 def test_exit_codes_reach_the_shell(shared):
