@@ -301,7 +301,8 @@ def write(
         model, options.sampler, int((canvas == tokenizer.mask_token_id).sum(1).max())
     )
     return refine(
-        model, canvas, options.sampler.rule, calls, temperature, options.seed, eos_token_id=end
+        model, canvas, options.sampler.rule, calls, temperature, options.seed, eos_token_id=end,
+        record=getattr(options, "show", True),
     )
 
 # %% ../nbs/appendix_cli_write.ipynb #fd988eb2

@@ -166,10 +166,12 @@ def written_texts(
 ) -> list[str]:
     "Texts from nothing: one token a call, or by the model's own policy where it has one."
     written: Callable[..., Trajectory] = generate_topk
-    settings: dict[str, Any] = {"order": config.order, "eos_token_id": tokenizer.eos_token_id}
+    settings: dict[str, Any] = dict(
+        order=config.order, eos_token_id=tokenizer.eos_token_id, record=False
+    )
     if isinstance(model, CausalLM):
         written, settings = generate_left_to_right, {"eos_token_id": tokenizer.eos_token_id}
-    elif revises(model): written, settings = generate_by_refinement, {}
+    elif revises(model): written, settings = generate_by_refinement, {"record": False}
     at_once = rows_at_once(model)
     parts = [
         written(

@@ -6,7 +6,7 @@
 __all__ = ['EIGHT_SENTENCES', 'RESIDUAL', 'MOST_REPEATS', 'Prediction', 'Denoiser', 'CausalLM', 'ExactConfig', 'ExactDenoiser',
            'evaluation_mode', 'device_of', 'check_denoiser', 'init_weights', 'shipped_canvases', 'checkpoint_directory',
            'is_hub_id', 'download_checkpoint', 'PretrainedModel', 'load_model', 'CausalModel', 'continuation_logits',
-           'default_policy', 'revises']
+           'default_policy', 'keep_rows', 'revises']
 
 # %% ../nbs/05_models.ipynb #fa212901
 import dataclasses
@@ -555,6 +555,20 @@ def default_policy(
 ) -> Any:  # a `policies.Policy`; None where any will do
     "The policy that a model names as its own."
     return model.default_policy() if isinstance(model, PretrainedModel) else None
+
+def keep_rows(
+    state: Any,  # of a `Prediction`: a tensor with a row for each canvas, a list, tuple or dict of
+        # such, or what is the same for all canvases, such as None or a number
+    rows: Tensor,  # [b] int64, which canvases go on
+) -> Any:  # the same of these canvases
+    "What a model carries, for some of its canvases."
+    if isinstance(state, Tensor): return state[rows.to(state.device)]
+    if isinstance(state, dict):
+        return {name: keep_rows(part, rows) for name, part in state.items()}
+    if isinstance(state, (list, tuple)):
+        parts = [keep_rows(part, rows) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return state
 
 def revises(
     model: Denoiser,

@@ -8,6 +8,7 @@ __all__ = ['Schedule', 'Order', 'sample_categorical', 'RowNoise', 'sampling_devi
 
 # %% ../nbs/06_policies.ipynb #60e06a5d
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
@@ -39,6 +40,10 @@ class RowNoise:
     ):
         self.real = real.cpu()
         self.generators = [torch.Generator().manual_seed(seed + row) for row in range(len(real))]
+
+    def keep(self, rows: list[int]) -> None:
+        "Go on with some of the rows; the others need no more numbers."
+        self.real, self.generators = self.real[rows], [self.generators[row] for row in rows]
 
     def __call__(self) -> Tensor:  # [B, L] float64 in [0, 1), 0 at pads
         "The next number of every real position."
@@ -75,9 +80,11 @@ class SamplerState:
     # ones too
     editable: Tensor
     num_masked: Tensor  # [B] positions that were masked at the start
-    log_probs: Tensor  # [N, V] float64, at temperature 1, of the N open positions in reading order
-    # [B, L] the token that would be written; at closed positions the one that stands there
-    drawn: Tensor
+    # [N, V] what the model says of the N editable positions, in reading order; −inf where impossible
+    logits: Tensor
+    # [B, L] the token that would be written, at other positions the one that stands there; or what
+    # draws them when they are asked for
+    candidates: Tensor | Callable[[], Tensor]
     noise: Tensor  # [B, L] float64 in [0, 1), for rules that need chance
     head: Tensor | None  # [B, L] the model's own confidence in what stands at each position
 
@@ -89,15 +96,48 @@ class SamplerState:
         return values.new_zeros(self.editable.shape).masked_scatter(self.editable, values)
 
     @cached_property
-    def max_prob(self) -> Tensor:  # [B, L]
-        "Probability of the likeliest token."
-        return self.spread(self.log_probs.amax(-1).exp())
+    def drawn(self) -> Tensor:  # [B, L] int64
+        "The candidates, at every editable position."
+        return self.candidates() if callable(self.candidates) else self.candidates
 
     @cached_property
-    def standing_prob(self) -> Tensor:  # [B, L]
+    def log_probs(self) -> Tensor:  # [N, V] float64, at temperature 1
+        "Log-probabilities, as exact as they get: for a rule that wants all of them."
+        return self.logits.double().log_softmax(-1)
+
+    @cached_property
+    def _odds(self) -> Tensor:  # [N, V]
+        "Odds of every token against the likeliest, and 0 at the likeliest itself."
+        top, token = self.logits.max(-1, keepdim=True)
+        return (self.logits - top).exp_().scatter_(-1, token, 0.0)
+
+    @cached_property
+    def _rest(self) -> Tensor:  # [N] float64
+        "Odds of all other tokens against the likeliest, whose probability is 1 / (1 + rest)."
+        return self._odds.sum(-1).double()
+
+    @cached_property
+    def max_prob(self) -> Tensor:  # [B, L] float64
+        "Probability of the likeliest token."
+        return self.spread(1 / (1 + self._rest))
+
+    @cached_property
+    def margin(self) -> Tensor:  # [B, L] float64
+        "Probability of the likeliest token, less that of the next."
+        return self.spread((1 - self._odds.amax(-1).double()) / (1 + self._rest))
+
+    @cached_property
+    def entropy(self) -> Tensor:  # [B, L] float64, nats
+        "Entropy of the prediction."
+        weighted = torch.special.xlogy(self._odds, self._odds).sum(-1).double()
+        return self.spread(self._rest.log1p() - weighted / (1 + self._rest))
+
+    @cached_property
+    def standing_prob(self) -> Tensor:  # [B, L] float64
         "Probability of the token that stands there, at masks of the drawn one."
         token = torch.where(self.masked, self.drawn, self.ids)[self.editable]
-        return self.spread(self.log_probs.gather(-1, token[:, None])[:, 0].exp())
+        behind = self.logits.gather(-1, token[:, None])[:, 0].double() - self.logits.amax(-1)
+        return self.spread(behind.exp() / (1 + self._rest))
 
     @property
     def confidence(self) -> Tensor:  # [B, L]
@@ -111,10 +151,8 @@ class SamplerState:
         """Rank open positions by a rule that looks at the canvas alone, never at the drawn tokens;
         ValueError for an unknown one."""
         if order == "max_prob": return self.max_prob
-        if order == "margin":
-            return self.spread((top := self.log_probs.topk(2).values.exp())[:, 0] - top[:, 1])
-        if order == "entropy":
-            return self.spread(torch.special.xlogy(p := self.log_probs.exp(), p).sum(-1))
+        if order == "margin": return self.margin
+        if order == "entropy": return 0.0 - self.entropy
         if order == "random": return self.noise
         if order == "left_to_right":
             return -torch.arange(

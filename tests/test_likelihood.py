@@ -288,7 +288,7 @@ def test_a_threshold_policy_sums_to_one(seed, tau, kind):
 def test_a_rule_may_read_a_confidence_head():
     model = Table(*TINY, seed=1)
     plain = model.denoise
-    model.denoise = lambda ids, state=None: plain(ids)._replace(confidence=(ids.double().sum(1, keepdim=True) + torch.arange(3)).sin().abs())
+    model.denoise = lambda ids, state=None, at=None: plain(ids)._replace(confidence=(ids.double().sum(1, keepdim=True) + torch.arange(3)).sin().abs()).at(at)
     by_head = lambda view: UnmaskAction(top_positions(view.confidence, view.masked, torch.ones_like(view.num_masked)))
     assert math.isclose(total_probability(lambda ids: duel_nll(model, ids, by_head), *TINY), 1)
     assert not torch.allclose(duel_nll(model, all_texts(*TINY), by_head), duel_nll(model, all_texts(*TINY)))

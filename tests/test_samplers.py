@@ -1,6 +1,7 @@
 """The loop's promises for every policy, orders that are exact, and requests that are refused."""
 import itertools
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import shimmer.samplers
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
-from shimmer.models import Prediction
-from shimmer.policies import Order, Schedule, ThresholdRemasking, TopK, UnmaskAction, top_positions
+from shimmer.models import Prediction, keep_rows
+from shimmer.policies import Order, RefineGate, Schedule, ThresholdRemasking, TopK, UnmaskAction, top_positions
 from shimmer.samplers import Trajectory, generate_topk, generate_with_remasking, make_canvas, refine
 
 ORDERS, SCHEDULES = Order.__args__, Schedule.__args__
@@ -396,3 +398,69 @@ def test_the_same_text_on_a_gpu():
 @pytest.mark.parametrize("wrong, named", [(dict(fixed=torch.ones(2, 5, dtype=torch.bool)), "fixed has shape"), (dict(eos_token_id=99), "eos_token_id is 99")])
 def test_what_does_not_fit_the_canvas_is_refused(wrong, named):
     with pytest.raises(ValueError, match=named): refine(sentences(), torch.full((1, 5), MASK), TopK(), 5, **wrong)
+
+
+# --- what makes it fast and changes nothing -------------------------------------------------------
+
+@dataclass
+class DrawnSurest:
+    "A rule that looks at the drawn tokens, which then have all to be drawn before it decides."
+    reopens = False
+
+    def __call__(self, view):
+        return UnmaskAction(top_positions(view.standing_prob, view.masked, torch.ones_like(view.num_masked)))
+
+
+POLICIES = [TopK(), TopK("cosine", "margin"), TopK(order="entropy"), TopK(order="random"), ThresholdRemasking(0.6, 0.4), RefineGate(0.3), DrawnSurest()]
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("options", [{}, dict(carry_latent=True)], ids=["", "carries"])
+def test_a_text_is_the_same_whether_its_calls_are_recorded(policy, options):
+    model, canvas = lira(**options), torch.full((5, 4), 8)
+    canvas[1, :3] = 2
+    canvas[2, 0] = 5
+    kept, fast = (refine(model, canvas, policy, 6, 0.7, seed=3, eos_token_id=1, record=record) for record in (True, False))
+    assert torch.equal(kept.ids, fast.ids) and torch.equal(kept.num_calls, fast.num_calls) and kept.stop_reason == fast.stop_reason
+    assert torch.equal(fast.canvases, kept.canvases[[0, -1]]) and fast.confidence.shape[0] == fast.chosen.shape[0] == 0 and torch.equal(fast.fixed, kept.fixed)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("record", [True, False])
+def test_a_device_that_is_seldom_asked_writes_the_same(monkeypatch, policy, record):
+    model, canvas = lira(carry_latent=True), torch.full((4, 4), 8)
+    canvas[1, :3] = 2
+    write = lambda: refine(model, canvas, policy, 12, 0.7, seed=1, eos_token_id=1, record=record)
+    asked = write()
+    monkeypatch.setattr(shimmer.samplers, "waits", lambda device: True)
+    seldom = write()
+    for name in ("ids", "canvases", "chosen", "num_calls"): assert torch.equal(getattr(asked, name), getattr(seldom, name)), name
+    torch.testing.assert_close(asked.confidence, seldom.confidence)  # a product is rounded by the rows beside it
+    assert asked.stop_reason == seldom.stop_reason
+
+
+@pytest.mark.parametrize("policy", [TopK(), ThresholdRemasking(0.6, 0.4)], ids=str)
+def test_a_device_is_asked_at_most_once_a_call(monkeypatch, policy):
+    "What a GPU has to be waited for: the value of a tensor, or how many of its elements are true."
+    from torch.utils._python_dispatch import TorchDispatchMode
+    class Questions(TorchDispatchMode):
+        number = 0
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            asks = function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+            bools = function is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+            self.number += asks or bools
+            return function(*args, **(kwargs or {}))
+    monkeypatch.setattr(shimmer.samplers, "waits", lambda device: True)
+    model, counted = lira(), []
+    for calls in (8, 16):
+        monkeypatch.setattr(shimmer.samplers, "STOP_TEST", calls)
+        with Questions() as questions: refine(model, torch.full((2, 4), 8), policy, calls, 0.7, record=False)
+        counted.append(questions.number)
+    assert 0 < counted[1] - counted[0] <= 8, counted
+
+
+def test_a_state_is_kept_by_row():
+    from collections import namedtuple
+    Pair = namedtuple("Pair", "a b")
+    x, rows = torch.arange(6).view(3, 2), torch.tensor([2, 0])
+    kept = keep_rows({"x": x, "pair": Pair(x, [x, None]), "number": 3}, rows)
+    assert torch.equal(kept["x"], x[rows]) and type(kept["pair"]) is Pair and torch.equal(kept["pair"].b[0], x[rows]) and kept["pair"].b[1] is None and kept["number"] == 3
