@@ -789,13 +789,12 @@ def animate(
     options: Animate,
 ) -> None:
     "`shimmer animate`."
-    from shimmer import trajectories
+    from shimmer.player import save_gif, save_player
+    from shimmer.strips import trajectory_strip
     writers = {
-        ".html": lambda t, tok, path: trajectories.save_player(t, tok, path, options.row),
-        ".gif": lambda t, tok, path: trajectories.save_gif(t, tok, path, options.row),
-        ".png": lambda t, tok, path: trajectories.trajectory_strip(t, tok, options.row).savefig(
-            path, dpi=150
-        ),
+        ".html": lambda t, tok, path: save_player(t, tok, path, options.row),
+        ".gif": lambda t, tok, path: save_gif(t, tok, path, options.row),
+        ".png": lambda t, tok, path: trajectory_strip(t, tok, options.row).savefig(path, dpi=150),
     }
     path = new_file(options.output, options.overwrite, tuple(writers))
     model, tokenizer = load(options)
