@@ -300,8 +300,8 @@ def draw(folder: Path) -> None:
 def tale(folder: Path) -> None:
     "Write refinement.html: the canvas that comes with the package, telling a tale."
     from shimmer.checkpoints import load_checkpoint
+    from shimmer.player import save_player
     from shimmer.samplers import generate_topk
-    from shimmer.trajectories import save_player
     model, tokenizer = load_checkpoint("tales")
     told = generate_topk(model, [tokenizer.encode("Once upon a time")], eos_token_id=tokenizer.eos_token_id)
     save_player(told, tokenizer, folder / "refinement.html", title="A tale, call by call", seconds_per_step=0.2, overwrite=True)
@@ -310,9 +310,10 @@ def tale(folder: Path) -> None:
 def writing(folder: Path) -> None:
     "Write writing.gif: one canvas tells a tale in twelve calls, and beside it one token a call, on one clock."
     from shimmer.checkpoints import load_checkpoint
+    from shimmer.player import INK, save_gif
     from shimmer.samplers import generate_topk
     from shimmer.tales import Tales
-    from shimmer.trajectories import INK, PAPER, save_gif
+    from shimmer.trajectories import PAPER
     model, tokenizer = load_checkpoint("tales")
     panels = []
     with tempfile.TemporaryDirectory() as place:

@@ -19,15 +19,17 @@ import torch
 import tyro
 from rich.console import Console
 from torch import Tensor
-from . import trajectories
 from .checkpoints import atomic_write, load_checkpoint
 from .cli import also, an, flags_of, refuse_foreign
 from .devices import pick_device
 from .evaluation import known, rows_at_once
 from .models import CausalLM, PretrainedModel, default_policy, revises
 from .policies import EntropyThreshold, Policy, RefineGate, ThresholdRemasking, TopK
+from .player import save_gif, save_player
 from .samplers import Trajectory, generate_left_to_right, make_canvas, refine
+from .strips import trajectory_strip
 from .tokenizers import Tokenizer
+from .trajectories import trajectory_table
 
 # %% ../nbs/appendix_cli_write.ipynb #70a607a6
 POLICIES: dict[str, type] = {
@@ -325,7 +327,7 @@ def generate(
         trajectory = write(model, tokenizer, some)
         for row, text in enumerate(trajectory.texts(tokenizer)):
             if options.show:
-                terminal().print(trajectories.trajectory_table(trajectory, tokenizer, row))
+                terminal().print(trajectory_table(trajectory, tokenizer, row))
             print(text, end="\n\n" if start + row + 1 < options.num_samples else "\n")
 
 # %% ../nbs/appendix_cli_write.ipynb #9703ff8a
@@ -350,11 +352,11 @@ def new_file(
     return file
 
 WRITERS: dict[str, Callable[[Trajectory, Tokenizer, Path, int], Any]] = {
-    ".html": lambda t, tokenizer, path, row: trajectories.save_player(t, tokenizer, path, row),
-    ".gif": lambda t, tokenizer, path, row: trajectories.save_gif(t, tokenizer, path, row),
-    ".png": lambda t, tokenizer, path, row: trajectories.trajectory_strip(
-        t, tokenizer, row
-    ).savefig(path, dpi=150),
+    ".html": lambda t, tokenizer, path, row: save_player(t, tokenizer, path, row),
+    ".gif": lambda t, tokenizer, path, row: save_gif(t, tokenizer, path, row),
+    ".png": lambda t, tokenizer, path, row: trajectory_strip(t, tokenizer, row).savefig(
+        path, dpi=150
+    ),
 }
 
 def animate(

@@ -80,7 +80,7 @@ class SamplerState:
     # ones too
     editable: Tensor
     num_masked: Tensor  # [B] positions that were masked at the start
-    # [N, V] what the model says of the N editable positions, in reading order; −inf where impossible
+    # [N, V] what the model says of the N editable positions, in reading order; −inf: impossible
     logits: Tensor
     # [B, L] the token that would be written, at other positions the one that stands there; or what
     # draws them when they are asked for

@@ -151,7 +151,8 @@ def test_no_line_of_the_library_is_longer_than_100_columns():
 def test_a_page_of_the_library_says_what_the_module_says():
     text = make_api.page(ROOT / "shimmer/samplers.py")
     assert "| `temperature` | `float` | `1.0` | of the drawn tokens; 0 takes the likeliest |" in text
-    assert "refine(model, canvas, policy, num_steps, temperature=1.0, seed=0, fixed=None, eos_token_id=None)" in text
+    assert "check_canvas(config, canvas, num_steps, temperature)" in text
+    assert "refine(\n    model,\n    canvas,\n    policy,\n    num_steps,\n    temperature=1.0,\n    seed=0,\n    fixed=None,\n    eos_token_id=None,\n    record=True,\n)" in text
     line = int(re.search(r"(?:samplers\.py#L|Source: line )(\d+)", text.partition("{#refine}")[2])[1])
     assert (ROOT / "shimmer/samplers.py").read_text().splitlines()[line - 1] == "def refine("
 

@@ -1,94 +1,24 @@
-"""Drawings of trajectories: nothing is lost, nothing leaks out of its string, nothing is overwritten."""
+"""Drawings of trajectories: nothing is lost, nothing leaks out of its string."""
 import html
 import json
-import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from PIL import Image
 from rich.console import Console
 
 from shimmer.curves import learning_curve, read_log, smooth
 from shimmer.models import Prediction
-from shimmer.samplers import Trajectory, generate_topk
+from shimmer.samplers import generate_topk
 from shimmer.tales import Tales
-from shimmer.tokenizers import CharTokenizer
-from shimmer.trajectories import END, KINDS, MASK, frames_of, quotation, save_gif, save_player, trajectory_html, trajectory_player, trajectory_strip, trajectory_table, trajectory_text
-
-MASK_ID, PAD_ID, EOS_ID = 10, 8, 9
-
-
-def named(names):
-    "A tokenizer that shows ids by the given names."
-    token = lambda i: {MASK_ID: "<mask>", PAD_ID: "<pad>", EOS_ID: "<eos>"}.get(int(i)) or names[int(i)]
-    return SimpleNamespace(token=token, decode=lambda ids: "".join(token(i) for i in ids if int(i) < PAD_ID))
-
-
-WORDS = named([" zero", " one", " two", " three", " four", " five", " six", " seven"])
-
-
-def trajectory(canvases, given, confidence=None, num_calls=None):
-    "A trajectory from its canvases, [S + 1][B][L]."
-    canvases, given = torch.tensor(canvases), torch.tensor(given, dtype=torch.bool)
-    calls, (rows, length) = len(canvases) - 1, canvases.shape[1:]
-    confidence = torch.linspace(0, 1, calls * rows * length).view(calls, rows, length) if confidence is None else torch.tensor(confidence)
-    num_calls = torch.full((rows,), calls) if num_calls is None else torch.tensor(num_calls)
-    return Trajectory(canvases[-1], canvases, confidence, given, num_calls, ["canvas full"] * rows, MASK_ID, PAD_ID, EOS_ID)
+from shimmer.trajectories import AMBER, END, MASK, PAPER, cut_bands, frames_of, quotation, tint, trajectory_html, trajectory_table, trajectory_text, words_of
+from told import EOS_ID, MASK_ID, PAD_ID, WORDS, Reader, any_names, any_titles, named, trajectory, trajectories, two_rows
 
 
 @pytest.fixture
-def story():
-    "Two rows: the first is reopened and written again, the second is shorter, ends a call earlier, and has a pad."
-    m, p, e = MASK_ID, PAD_ID, EOS_ID
-    return trajectory([[[0, m, m, m], [1, m, m, p]], [[0, 2, 3, m], [1, 4, e, p]], [[0, 2, m, m], [1, 4, e, p]], [[0, 2, 5, e], [1, 4, e, p]]],
-                      [[1, 0, 0, 0], [1, 0, 0, 1]], num_calls=[3, 1])
-
-
-@st.composite
-def trajectories(draw):
-    "Any history of a canvas: written, rewritten, reopened, with given positions and pads."
-    calls, rows, length = draw(st.integers(0, 4)), draw(st.integers(1, 2)), draw(st.integers(1, 7))
-    cell = st.sampled_from([*range(8), EOS_ID, MASK_ID])
-    canvases = [[[draw(cell) for _ in range(length)] for _ in range(rows)] for _ in range(calls + 1)]
-    fixed = [[draw(st.booleans()) for _ in range(length)] for _ in range(rows)]
-    for r in range(rows):
-        for i in range(length):
-            if fixed[r][i]:
-                token = draw(st.sampled_from([0, 1, PAD_ID, EOS_ID]))
-                for canvas in canvases: canvas[r][i] = token
-    return trajectory(canvases, fixed, num_calls=[draw(st.integers(0, calls)) for _ in range(rows)])
-
-
-class Reader(HTMLParser):
-    "The texts of elements, scripts apart, as a browser would find them."
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.cells, self.scripts, self.tags = [], [], [], []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        if tag in ("input", "meta", "br", "wbr"): return
-        self.open.append((tag, dict(attributes)))
-        if "tok" in (dict(attributes).get("class") or "").split() and "title" in dict(attributes): self.cells.append((dict(attributes)["class"].split()[1], ""))
-        if tag == "script": self.scripts.append((dict(attributes).get("type"), ""))
-
-    def handle_endtag(self, tag):
-        if tag not in ("br", "wbr"): assert self.open.pop()[0] == tag
-
-    def handle_data(self, data):
-        if not self.open: return
-        tag, attributes = self.open[-1]
-        if tag == "script": self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        elif "title" in attributes: self.cells[-1] = (self.cells[-1][0], self.cells[-1][1] + data)
-
-
-def player_data(page):
-    return json.loads(next(text for kind, text in Reader(page).scripts if kind == "application/json"))
+def story(): return two_rows()
 
 
 # --- the reading --------------------------------------------------------------
@@ -122,18 +52,18 @@ def test_skipping_calls_keeps_the_first_and_the_last(run, every):
 def test_pads_and_later_calls_of_other_rows_are_hidden(story):
     short = frames_of(story, WORDS, 1)
     assert short.calls == [0, 1] and short.positions == [0, 1, 2]
-    for text in (trajectory_text(story, WORDS, 1), trajectory_html(story, WORDS, 1), trajectory_player(story, WORDS, 1)): assert "<pad>" not in html.unescape(text)
+    for text in (trajectory_text(story, WORDS, 1), trajectory_html(story, WORDS, 1)): assert "<pad>" not in html.unescape(text)
     assert frames_of(story, WORDS, 0).calls == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("draw", [trajectory_text, trajectory_table, trajectory_html, trajectory_player, trajectory_strip])
+@pytest.mark.parametrize("draw", [trajectory_text, trajectory_table, trajectory_html])
 @pytest.mark.parametrize("row", [-1, 2])
 def test_a_row_outside_the_batch_is_refused(story, draw, row):
     with pytest.raises(ValueError, match=f"row is {row} and the trajectory has 2: give a row from 0 to 1"): draw(story, WORDS, row)
 
 
 def test_skipping_by_nothing_is_refused(story):
-    for draw in (trajectory_text, trajectory_table, trajectory_html, trajectory_strip):
+    for draw in (trajectory_text, trajectory_table, trajectory_html):
         with pytest.raises(ValueError, match="every is 0"): draw(story, WORDS, every=0)
 
 
@@ -161,11 +91,23 @@ def test_unequal_prompts_of_a_real_sampler():
     assert "<pad>" not in trajectory_text(run, WORDS, 1)
 
 
-def test_a_canvas_without_anything_to_write_can_be_drawn(tmp_path):
+def test_a_canvas_without_anything_to_write_can_be_drawn():
     run = trajectory([[[0, 1, 2]]], [[1, 1, 1]])
     assert trajectory_text(run, WORDS).splitlines()[0] == "t=0: zero one two"
-    assert trajectory_table(run, WORDS).row_count == 1 and len(player_data(trajectory_player(run, WORDS))["frames"]) == 1
-    assert trajectory_strip(run, WORDS)._repr_png_() and Image.open(save_gif(run, WORDS, tmp_path / "a.gif")).n_frames == 1
+    assert trajectory_table(run, WORDS).row_count == 1
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(4, 40))
+def test_bands_hold_every_position_and_fit_where_a_position_does(widths, room):
+    bands = cut_bands(widths, room)
+    assert [i for band in bands for i in band] == [*range(len(widths))]
+    assert all(len(band) == 1 or sum(widths[i] for i in band) <= room for band in bands)
+
+
+@given(trajectories())
+def test_words_hold_every_cell_once(run):
+    frames = frames_of(run, WORDS)
+    assert sum(words_of(frames), []) == [*range(len(frames.positions))]
 
 
 # --- plain signs --------------------------------------------------------------
@@ -201,103 +143,24 @@ def test_the_table_takes_tokens_for_text_not_markup():
 
 # --- HTML ---------------------------------------------------------------------
 
-NASTY = ["</script>", "<b>", "\"'", "&amp;", "<!--", "\n", "\u2028", "]]>"]
-
-
 @settings(max_examples=60)
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12) | st.sampled_from(NASTY), min_size=8, max_size=8), st.text(max_size=20) | st.sampled_from(NASTY))
+@given(any_names(), any_titles())
 def test_no_token_gets_out_of_its_cell(names, title):
-    run, tokenizer = trajectory([[[0, MASK_ID, 1, 7]], [[0, 2, MASK_ID, 6]]], [[1, 0, 0, 0]]), named(names)
-    frames, plain = frames_of(run, tokenizer), Reader(trajectory_player(run, WORDS, title="t"))
-    page = Reader(trajectory_player(run, tokenizer, title="t" + title))
-    shown = [[cell.kind, cell.text.replace("\r", "\n")] for cell in frames.cells[-1]]
-    assert [list(cell) for cell in page.cells] == shown
-    assert [t for t in page.tags if t not in ("br", "wbr")].count("script") == plain.tags.count("script") == 2 and "b" not in page.tags and not page.open
-    table = Reader(trajectory_html(run, tokenizer, title="t" + title))
+    table = Reader(trajectory_html(trajectory([[[0, MASK_ID, 1, 7]], [[0, 2, MASK_ID, 6]]], [[1, 0, 0, 0]]), named(names), title="t" + title))
     assert len(table.cells) == 8 and "script" not in table.tags and not table.open
 
 
-@given(trajectories())
-def test_the_player_holds_every_frame(run):
-    frames, data = frames_of(run, WORDS), player_data(trajectory_player(run, WORDS))
-    assert data["calls"] == frames.calls and tuple(data["kinds"]) == KINDS and sorted(sum(data["words"], [])) == list(range(len(frames.positions)))
-    for cells, stored in zip(frames.cells, data["frames"], strict=True):
-        for cell, (token, kind, held, was) in zip(cells, stored, strict=True):
-            assert data["tokens"][token] == cell.text and KINDS[kind] == cell.kind and (None if was is None else data["tokens"][was]) == cell.was
-            assert held is None if cell.confidence is None else abs(held - cell.confidence) <= 5e-4
-
-
-def test_the_player_needs_no_other_file_and_no_name_of_its_own(story):
-    page = trajectory_player(story, WORDS)
-    assert not re.search(r"https?:|//cdn|\bsrc=|\bhref=|@import|\bid=", page)
-
-
 def test_a_notebook_shows_html_and_a_short_repr(story):
-    page = trajectory_player(story, WORDS)
+    page = trajectory_html(story, WORDS)
     assert page._repr_html_() == str(page) and len(repr(page)) < 60
 
 
-# --- files --------------------------------------------------------------------
-
-def test_a_gif_has_a_picture_for_every_call(story, tmp_path):
-    for row, pictures in ((0, 4), (1, 2)):
-        with Image.open(save_gif(story, WORDS, tmp_path / f"{row}.gif", row, seconds_per_step=0.2)) as gif:
-            assert gif.n_frames == pictures
-            gif.seek(0)
-            assert gif.info["duration"] == 200
-            gif.seek(pictures - 1)
-            assert gif.info["duration"] == 1000
+@given(st.floats(0, 1))
+def test_the_tint_of_doubt_lies_between_paper_and_amber(held):
+    assert all(min(a, b) <= part <= max(a, b) for part, a, b in zip(tint(held), PAPER, AMBER)) and tint(1.0) == tint(None) == PAPER
 
 
-def test_gif_text_stays_inside(tmp_path):
-    tokenizer = CharTokenizer.train(["abc \n"])
-    ids = tokenizer.encode("abc " * 30 + "\n" + "c" * 60)
-    canvases = torch.tensor([[[tokenizer.mask_token_id] * len(ids)], [ids]])
-    run = Trajectory(canvases[-1], canvases, torch.full((1, 1, len(ids)), 0.5), canvases[0] != tokenizer.mask_token_id, torch.tensor([1]), ["canvas full"], tokenizer.mask_token_id)
-    with Image.open(save_gif(run, tokenizer, tmp_path / "a.gif", width=320)) as gif:
-        for n in range(2):
-            gif.seek(n)
-            picture = gif.convert("RGB")
-            assert picture.width == 320
-            assert set(picture.crop((304, 40, 320, picture.height)).get_flattened_data()) == {(255, 255, 255)}
-
-
-@pytest.mark.parametrize("save, name", [(save_gif, "a.gif"), (save_player, "a.html")])
-def test_files_are_not_overwritten(story, tmp_path, save, name):
-    path = tmp_path / name
-    path.write_text("mine")
-    with pytest.raises(FileExistsError, match="overwrite=True"): save(story, WORDS, path)
-    assert path.read_text() == "mine"
-    assert save(story, WORDS, path, overwrite=True) == path and path.read_bytes() != b"mine"
-    with pytest.raises(FileNotFoundError, match="make it first"): save(story, WORDS, tmp_path / "none" / name)
-    with pytest.raises(ValueError, match="ending"): save(story, WORDS, tmp_path / "a.txt")
-    with pytest.raises(ValueError, match="row is 5"): save(story, WORDS, path, row=5, overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
-
-
-def test_a_saved_page_is_whole(story, tmp_path):
-    page = save_player(story, WORDS, tmp_path / "a.html", title="<Eight & more>").read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>") and "<title>&lt;Eight &amp; more&gt;</title>" in page and not Reader(page.removeprefix("<!doctype html>")).open
-
-
-# --- figures ------------------------------------------------------------------
-
-def test_the_strip_shows_every_cell_once_and_inside_the_page():
-    names = ["$x$", " one", " two", " three", " $\\frac$", " five", "␣", " seven"]
-    ids = [*range(8)] * 8
-    figure = trajectory_strip(trajectory([[[MASK_ID] * 64], [ids]], [[0] * 64]), named(names))
-    bands = [ax for ax in figure.axes if ax.get_ylabel() == "call"]
-    assert len(bands) > 1
-    assert [text.get_text() for ax in bands for text in ax.texts] == [names[i].strip() for i in ids]
-    assert all(0 <= ax.get_position().x0 and ax.get_position().x1 <= 1.001 for ax in figure.axes)
-    assert figure._repr_png_().startswith(b"\x89PNG")
-
-
-def test_a_long_run_is_thinned_in_the_strip():
-    run = trajectory([[[MASK_ID]]] * 80 + [[[3]]], [[0]])
-    ax = trajectory_strip(run, WORDS).axes[0]
-    assert len(ax.get_yticks()) <= 17 and ax.get_yticklabels()[-1].get_text() == "80"
-
+# --- learning curves ----------------------------------------------------------
 
 LOG = [{"step": 10, "stage": "a", "loss": 3.0}, {"step": 20, "stage": "a", "loss": 2.0}, {"step": 20, "stage": "a", "valid_nats": 30.0, "valid_nats_per_token": 1.0},
        {"step": 30, "stage": "b", "loss": 1.0}, {"step": 40, "stage": "b", "loss": 0.5}, {"step": 40, "stage": "b", "valid_nats": 20.0}]
@@ -385,27 +248,3 @@ def test_a_right_tale_says_so_and_an_unjudged_text_says_nothing():
     assert right.verdict == "right" and "<mark" not in right._repr_html_() and repr(right).endswith("(right)")
     assert quotation("It's 'so'.").verdict == "" and "<mark" not in quotation("It's 'so'.")._repr_html_() and quotation("").pieces == [] and repr(quotation("")) == ""
     assert max(map(len, repr(right).splitlines())) <= 76 and "w" * 200 in repr(quotation("a " + "w" * 200))
-
-
-def test_a_page_in_a_frame_follows_the_page_around_it():
-    page = save_player_text()
-    assert "window.parent.document.body" in page and "quarto-dark" in page and "frame.style.height" in page and "try {" in page
-    assert "color-scheme\"" not in page  # a page that declares one is given an opaque ground inside a frame that doesn't
-    for light in ("body.quarto-light .shimmer", "body:not(.quarto-light) .shimmer", "body.quarto-dark .shimmer"): assert light in page
-
-
-def save_player_text():
-    import tempfile
-    from pathlib import Path
-    with tempfile.TemporaryDirectory() as folder:
-        told = trajectory([[[MASK_ID, 1]], [[2, 1]]], [[False, True]])
-        return save_player(told, WORDS, Path(folder) / "a.html").read_text()
-
-
-def test_a_strip_is_drawn_twice_without_a_warning(recwarn):
-    import matplotlib.pyplot as plt
-    told = trajectory([[[MASK_ID, 1]], [[2, 1]]], [[False, True]])
-    with plt.style.context("shimmer.book"):
-        strip = trajectory_strip(told, WORDS)
-        assert strip._repr_png_() == strip._repr_png_()
-    assert not [str(w.message) for w in recwarn if "layoutgrid" in str(w.message)]
