@@ -308,14 +308,14 @@ class ChunkBaseline(ChunkReader):
         )
         self.reset_parameters()
 
-    def next_token_logits(
+    def read_prefixes(
         self,
         ids: Tensor,  # [B, L] int64 whole texts, pads behind them; in front of a text that is only
             # read they may stand too
         pads: Tensor | None = None,  # [B] pads in front of each row
-    ) -> Tensor:  # [B, L, V]: of each token, from those before it alone
-        """What a likelihood needs, in one call; ValueError for pads in front of tokens that are not
-        accounted for."""
+    ) -> Tensor:  # [B, L, D]: what is known before each token
+        """Read a text moved one place to the right; ValueError for pads in front of tokens that are
+        not accounted for."""
         if pads is None: check_pads_behind(ids, self.config.pad_token_id)
         L, before = ids.shape[1], F.pad(ids[:, :-1], (1, 0), value=self.config.bos_token_id)
         mask = torch.ones(L, L, dtype=torch.bool, device=ids.device).tril()
@@ -326,7 +326,16 @@ class ChunkBaseline(ChunkReader):
             mask, offset = mask & (column >= pads[:, None])[:, None, None], -pads
         place, rotary = self.places(L, offset)
         x = self.embed_tokens(before) + place
-        return self.read_tokens(self.network.read(x, additive_mask(mask, x.dtype), rotary)[0])
+        return self.network.read(x, additive_mask(mask, x.dtype), rotary)[0]
+
+    def next_token_logits(
+        self,
+        ids: Tensor,  # [B, L] int64 whole texts
+        at: Tensor | None = None,  # [B, L] bool, tokens to read out; all where None
+    ) -> Tensor:  # [B, L, V], or [N, V] of the N tokens of `at`: of each, from those before it
+        "What a likelihood needs, in one call; raises what `read_prefixes` raises."
+        x = self.read_prefixes(ids)
+        return self.read_tokens(x if at is None else x[at])
 
     def forward(
         self,
@@ -338,7 +347,7 @@ class ChunkBaseline(ChunkReader):
         text = context[:, -config.context_size :]
         pads = None if config.pad_token_id is None else (text == config.pad_token_id).sum(1)
         for _ in range(config.chunk_size if length is None else length):
-            logits.append(self.next_token_logits(F.pad(text, (0, 1)), pads)[:, -1])
+            logits.append(self.read_tokens(self.read_prefixes(F.pad(text, (0, 1)), pads)[:, -1]))
             text = torch.cat([text, logits[-1].argmax(-1, keepdim=True)], 1)
         return torch.stack(logits, 1)
 
@@ -574,15 +583,16 @@ class ChunkTRM(ChunkReader):
     def next_token_logits(
         self,
         ids: Tensor,  # [B, L] int64 whole texts
-    ) -> Tensor:  # [B, L, V]: of each token, from those before its chunk alone
+        at: Tensor | None = None,  # [B, L] bool, tokens to read out; all where None
+    ) -> Tensor:  # [B, L, V], or [N, V] of the N tokens of `at`: of each, from those before its
+        # chunk alone
         """What a likelihood needs, in one call, with chunks counted from the first token;
         ValueError for pads in front of tokens."""
         check_pads_behind(ids, self.config.pad_token_id)
-        for logits, _ in self.answers(
-            self.look_at_canvas(ids, torch.zeros(len(ids), dtype=torch.int64, device=ids.device))
-        ):
-            pass
-        return logits
+        scene = self.look_at_canvas(ids, torch.zeros_like(ids[:, 0]))
+        state = self.start(scene)
+        for _ in range(self.config.num_steps): state = self.step(*state, scene)
+        return self.read_tokens(state[0] if at is None else state[0][at])
 
     def loss(
         self,

@@ -79,6 +79,7 @@ class KVCache:
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.real: Tensor | None = None  # [B, held] bool, False at pads; None where there were none
+        self._rooms: list[tuple[Tensor, Tensor]] = []  # whose beginnings `layers` are
 
     @property
     def length(self) -> int:  # tokens held
@@ -92,10 +93,24 @@ class KVCache:
         v: Tensor,  # [B, H, new, head_dim] values
     ) -> tuple[Tensor, Tensor]:  # [B, H, held + new, head_dim] each
         "Append a layer's new keys and values and return all of them."
-        if layer == len(self.layers): self.layers.append((k, v))
-        else:
-            held_k, held_v = self.layers[layer]
-            self.layers[layer] = (torch.cat([held_k, k], dim=2), torch.cat([held_v, v], dim=2))
+        if layer == len(self.layers):
+            self.layers.append((k, v))
+            self._rooms.append((k, v))
+            return k, v
+        held = self.layers[layer]
+        if torch.is_grad_enabled() and (k.requires_grad or held[0].requires_grad):
+            together = (torch.cat([held[0], k], dim=2), torch.cat([held[1], v], dim=2))
+            self.layers[layer] = self._rooms[layer] = together
+            return together
+        begin, end = held[0].shape[2], held[0].shape[2] + k.shape[2]
+        if end > self._rooms[layer][0].shape[2]:
+            roomy = lambda x: x.new_empty(*x.shape[:2], 2 * end, x.shape[3])
+            self._rooms[layer] = (roomy(held[0]), roomy(held[1]))
+            for room, x in zip(self._rooms[layer], held): room[:, :, :begin] = x
+        for room, x in zip(self._rooms[layer], (k, v)): room[:, :, begin:end] = x
+        self.layers[layer] = (
+            self._rooms[layer][0][:, :, :end], self._rooms[layer][1][:, :, :end],
+        )
         return self.layers[layer]
 
 # %% ../nbs/04_layers.ipynb #fe7cf8a8

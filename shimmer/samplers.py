@@ -200,7 +200,7 @@ class RefineLoop:
         logits = said.logits.to(work)
         head = None if said.confidence is None else said.confidence.to(work)
         open_logits = logits[editable] if self.record else logits
-        open_logits = open_logits.index_fill(-1, self.banned, -math.inf)
+        if len(self.banned): open_logits = open_logits.index_fill(-1, self.banned, -math.inf)
         uniform = self.noise().to(work)
         view = SamplerState(
             step, self.num_steps, self.ids, masked, editable, self.num_masked, open_logits,
@@ -447,6 +447,7 @@ def top_k_top_p_filter(
         raise ValueError(f"top_k is {top_k}: at least 1 token has to be kept")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}: give a probability in (0, 1]")
+    if top_k is None and (top_p is None or top_p == 1): return log_probs
     ranked, order = log_probs.sort(descending=True, stable=True)
     if top_k is not None: ranked[..., top_k:] = -math.inf
     if top_p is not None and top_p < 1:
@@ -572,7 +573,7 @@ def append_tokens(
                 top_k_top_p_filter(logits / (temperature or 1.0), top_k, top_p), noise().to(work),
                 float(temperature > 0),
             )
-            prob = logits.softmax(-1).gather(-1, drawn[..., None])[..., 0]
+            prob = (logits.gather(-1, drawn[..., None])[..., 0] - logits.logsumexp(-1)).exp()
             for j in range(min(k, new - len(probs))):
                 token = drawn[:, j]
                 if eos_token_id is not None:

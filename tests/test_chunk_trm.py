@@ -395,3 +395,9 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
     model.save_pretrained(tmp_path)
     again = load_model(tmp_path)
     assert type(again) is kind and again.config == model.config and again.next_token_logits(texts()).equal(model.next_token_logits(texts()))
+
+
+@pytest.mark.parametrize("kind", [ChunkTRM, ChunkBaseline])
+def test_what_is_read_out_at_some_tokens_is_what_is_read_out_everywhere(kind):
+    model, ids, at = make(kind), texts(), torch.rand(texts().shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    close(model.next_token_logits(ids, at), model.next_token_logits(ids)[at])

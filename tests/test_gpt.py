@@ -244,6 +244,11 @@ def test_truncate_is_its_definition(weights, top_k, top_p):
     assert cut[ranked[0]] == p.log()[ranked[0]]
 
 
+def test_where_nothing_is_cut_nothing_is_sorted():
+    log_probs = torch.randn(3, 6, dtype=torch.float64)
+    for cut in ({}, {"top_p": 1.0}): assert top_k_top_p_filter(log_probs, **cut) is log_probs
+
+
 def test_truncate_does_rows_by_themselves_and_leaves_its_input_alone():
     log_probs = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     before = log_probs.clone()

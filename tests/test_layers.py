@@ -259,3 +259,20 @@ def test_plain_products_in_half_precision_are_attention(causal, padded):
     out.float().square().sum().backward(), expected.square().sum().backward()
     for half, whole in zip(halves, wholes):
         torch.testing.assert_close(half.grad.double(), whole.grad, atol=0.1, rtol=0.1)
+
+
+def test_a_cache_copies_seldom_and_holds_what_it_was_given():
+    cache, parts = KVCache(), [normal(i, 1, 2, 1, 4) for i in range(20)]
+    rooms = set()
+    for part in parts:
+        k, v = cache.extend(0, part, 2 * part)
+        rooms.add(k.untyped_storage().data_ptr())
+        assert k.shape[2] == cache.length
+    assert torch.equal(k, torch.cat(parts, 2)) and torch.equal(v, 2 * torch.cat(parts, 2)) and len(rooms) <= 6
+
+
+def test_gradients_reach_all_of_a_cache():
+    cache, parts = KVCache(), [normal(i, 1, 2, 1, 4).requires_grad_() for i in range(5)]
+    for part in parts: k, v = cache.extend(0, part, part)
+    (k * v).sum().backward()
+    for part in parts: close(part.grad, 2 * part.detach())
