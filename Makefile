@@ -34,6 +34,7 @@ demo: report-quickstart ## train, sample and score a small model in minutes: rep
 test: $(STAMP) ## check that everything is in step, then test the notebooks and the library
 	$(PY) .ci/check_in_step.py
 	$(PY) -m ruff check --quiet .
+	$(PY) -m mypy --no-error-summary
 	$(OFFLINE) .venv/bin/nbdev_test
 	$(OFFLINE) $(PY) -m pytest $(PYTEST_FLAGS) tests
 

@@ -8,9 +8,9 @@ __all__ = ['T', 'Decided', 'COMMANDS', 'also', 'flags_of', 'same_names', 'refuse
 # %% ../nbs/17_cli.ipynb #f58b987e
 import importlib
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, make_dataclass
-from typing import Annotated, Any, TypeVar, Union, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 # %% ../nbs/17_cli.ipynb #352839c8
@@ -79,14 +79,12 @@ def overview(
     words: list[str],  # that name no command
 ) -> None:
     "Say which commands there are: SystemExit, 0 where that was asked for."
-    each = [
-        Annotated[
-            make_dataclass(name, [], namespace={"__doc__": says}), tyro.conf.subcommand(name)
-        ]
+    commands: dict[str, Callable[..., Any]] = {
+        name: make_dataclass(name, [], namespace={"__doc__": says})
         for name, (_, says) in COMMANDS.items()
-    ]
-    tyro.cli(
-        Union[tuple(each)], prog="shimmer", args=words,
+    }
+    tyro.extras.subcommand_cli_from_dict(
+        commands, prog="shimmer", args=words,
         description=(
             "Language models that write by refining a whole canvas: train them, write with them, "
             "measure them, watch them. `shimmer train --help` says more of one command."
@@ -110,7 +108,9 @@ def main(
 ) -> int:  # exit code
     "The command `shimmer`."
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] not in COMMANDS: return overview(argv) or 0
+    if not argv or argv[0] not in COMMANDS:
+        overview(argv)
+        return 0
     command, *words = argv
     try:
         importlib.import_module(f"shimmer.{COMMANDS[command][0]}").COMMANDS[command](words)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 import tyro
 from .checkpoints import atomic_write, read_json, restore_checkpoint
 from .chunk_trm import ChunkTRM, ChunkTRMConfig
@@ -92,7 +92,7 @@ class TrainOptions(TrainConfig):
 
 # %% ../nbs/appendix_cli_train.ipynb #800bf007
 @dataclass(kw_only=True)
-class TrainLira(TrainOptions, LatentCanvasConfig):
+class TrainLira(TrainOptions, LatentCanvasConfig):  # type: ignore[misc]
     "Train a LIRA, which refines a canvas."
     kind = "lira"
     # the four progressive stages, each on a quarter of the texts; without it one stage of
@@ -122,17 +122,20 @@ class TrainLira(TrainOptions, LatentCanvasConfig):
         "One stage of variable masking, or the progressive four."
         every = (Stage("variable masking", MaskedLM(), data_fraction=1.0),)
         found: list[Stage] = []
-        for stage in PROGRESSIVE if self.progressive else every:
-            varies = len(set(stage.objective.mask_ratio)) > 1
-            ratio = self.mask_ratio if varies else stage.objective.mask_ratio
-            objective = replace(stage.objective, weighting=self.weighting, mask_ratio=ratio)
+        stages = PROGRESSIVE if self.progressive else every
+        for number, stage in enumerate(stages, start=1):
+            objective = cast(MaskedLM, stage.objective)
+            if len(set(objective.mask_ratio)) > 1:
+                objective = replace(objective, mask_ratio=self.mask_ratio)
+            if number == len(stages):
+                objective = replace(objective, confidence_weight=self.confidence_weight)
+            objective = replace(objective, weighting=self.weighting)
             found.append(replace(stage, objective=objective, epochs=self.stage_epochs))
-        last = replace(found[-1].objective, confidence_weight=self.confidence_weight)
-        return (*found[:-1], replace(found[-1], objective=last))
+        return tuple(found)
 
 # %% ../nbs/appendix_cli_train.ipynb #e6de5fd2
 @dataclass(kw_only=True)
-class TrainImadarem(TrainOptions, ImplicitRefinementConfig):
+class TrainImadarem(TrainOptions, ImplicitRefinementConfig):  # type: ignore[misc]
     "Train an Imadarem, which writes all of a canvas and rewrites what it doubts."
     kind = "imadarem"
     # learn a gate, which says what to write again; an entropy threshold does where there is none
@@ -158,7 +161,7 @@ class TrainImadarem(TrainOptions, ImplicitRefinementConfig):
 
 # %% ../nbs/appendix_cli_train.ipynb #afbc92e4
 @dataclass(kw_only=True)
-class TrainGPT(TrainOptions, GPTConfig):
+class TrainGPT(TrainOptions, GPTConfig):  # type: ignore[misc]
     "Train a GPT, which appends tokens."
     kind = "gpt"
     validation_draws: Decided[int] = 8
@@ -180,7 +183,7 @@ class TrainGPT(TrainOptions, GPTConfig):
         return GPTModel(GPTConfig(**same_names(GPTConfig, self, **ids)))
 
 @dataclass(kw_only=True)
-class TrainChunkTRM(TrainOptions, ChunkTRMConfig):
+class TrainChunkTRM(TrainOptions, ChunkTRMConfig):  # type: ignore[misc]
     "Train a chunk-TRM, which appends chunks of tokens that it has refined."
     kind = "chunk_trm"
     embed_dim: Annotated[int, also("--hidden_size")] = ChunkTRMConfig.embed_dim  # D
@@ -195,15 +198,16 @@ class TrainChunkTRM(TrainOptions, ChunkTRMConfig):
 
     def build(self, tokenizer: Tokenizer) -> ChunkTRM:
         "An untrained chunk-TRM; ValueError for a shape that can't be."
-        if self.max_seq_len <= self.chunk_size:
+        length = cast(int, self.max_seq_len)  # decided by now
+        if length <= self.chunk_size:
             raise ValueError(
-                f"max_seq_len is {self.max_seq_len} and chunk_size {self.chunk_size}: a canvas is "
+                f"max_seq_len is {length} and chunk_size {self.chunk_size}: a canvas is "
                 "a context and a chunk, so make it longer than the chunk"
             )
         decided = dict(
             vocab_size=tokenizer.vocab_size,
             pad_token_id=tokenizer.pad_token_id,
-            context_size=self.max_seq_len - self.chunk_size,
+            context_size=length - self.chunk_size,
         )
         return ChunkTRM(ChunkTRMConfig(**same_names(ChunkTRMConfig, self, **decided)))
 
@@ -347,7 +351,8 @@ def prepare(
     FileNotFoundError where options, corpus and checkpoint don't fit together."""
     import torch
     habits = HABITS.get(options.dataset, OTHERWISE)
-    if options.max_seq_len is None: options = replace(options, max_seq_len=habits.max_seq_len)
+    length = habits.max_seq_len if options.max_seq_len is None else options.max_seq_len
+    options = replace(options, max_seq_len=length)
     kind = habits.tokenizer if options.tokenizer == "auto" else options.tokenizer
     size = options.vocab_size
     if size is None and kind in ("unigram", "bpe"): size = VOCAB_SIZE
@@ -358,7 +363,7 @@ def prepare(
     torch.manual_seed(options.seed)
     model = options.build(tokenizer)
     if resumed: check_same_model(model, resumed)
-    return options, model, encode_corpus(corpus, tokenizer, options.max_seq_len)
+    return options, model, encode_corpus(corpus, tokenizer, length)
 
 # %% ../nbs/appendix_cli_train.ipynb #22e5c699
 def interrupted(
@@ -399,7 +404,7 @@ def train(
         print(
             f"model       {options.kind}, {sum(p.numel() for p in model.parameters()):,} "
             f"parameters, on {config.device} in "
-            f"{resolve_precision(config.precision, config.device)}",
+            f"{resolve_precision(config.precision, cast(str, config.device))}",
             flush=True,
         )
     began = time.time()

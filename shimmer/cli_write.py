@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'SOURCE_NAMES', 'P', 'W', 'BLANK', 'MOST_TEXTS', 'TEMPERATURE', 'WRITERS', 'COMMANDS', 'OnCanvas',
-           'InOrder', 'Writing', 'Generate', 'Animate', 'value_of', 'in_our_names', 'refuse_unfit', 'rule_of', 'parse',
-           'place', 'encode', 'blanks', 'check_number', 'canvas_of', 'temperature_of', 'calls_of', 'write', 'terminal',
-           'generate', 'new_file', 'animate']
+           'InOrder', 'Writing', 'Generate', 'Animate', 'value_of', 'in_our_names', 'refuse_unfit', 'rule_of',
+           'on_canvas', 'parse', 'place', 'encode', 'blanks', 'check_number', 'canvas_of', 'temperature_of', 'calls_of',
+           'write', 'terminal', 'generate', 'new_file', 'animate']
 
 # %% ../nbs/appendix_cli_write.ipynb #c21a7678
 import re
@@ -23,8 +23,8 @@ from .checkpoints import atomic_write, load_checkpoint
 from .cli import also, an, flags_of, refuse_foreign
 from .devices import pick_device
 from .evaluation import known, rows_at_once
-from .models import CausalLM, PretrainedModel, default_policy, revises
-from .policies import EntropyThreshold, Policy, RefineGate, ThresholdRemasking, TopK
+from .models import CausalLM, default_policy, revises
+from .policies import EntropyThreshold, RefineGate, ThresholdRemasking, TopK
 from .player import save_gif, save_player
 from .samplers import Trajectory, generate_left_to_right, make_canvas, refine
 from .strips import trajectory_strip
@@ -39,7 +39,8 @@ POLICIES: dict[str, type] = {
     "entropy-threshold": EntropyThreshold,
 }
 SOURCE_NAMES = {"topk": "top-k", "remask": "threshold-remasking"}  # the source text's, by ours
-P, W = TypeVar("P"), TypeVar("W")
+P = TypeVar("P")
+W = TypeVar("W")
 
 @dataclass(kw_only=True)
 class OnCanvas(Generic[P]):
@@ -121,9 +122,9 @@ def in_our_names(
 
 def refuse_unfit(
     words: list[str],
-    model: PretrainedModel,
+    model: Any,  # that fills canvases, or that appends
     policy: str,  # one of `POLICIES`, or auto
-    rule: Policy | InOrder,
+    rule: Any,  # a policy, or an `InOrder`
 ) -> None:
     "ValueError for a flag that this model, or this policy, has no use for."
     who, every = an(model.config.model_type), flags_of(OnCanvas, InOrder, *POLICIES.values())
@@ -138,9 +139,9 @@ def refuse_unfit(
     refuse_foreign(words, own, every, f"{who} that writes by the policy {named}")
 
 def rule_of(
-    model: PretrainedModel,
+    model: Any,  # that fills canvases, or that appends
     policy: str,  # one of `POLICIES`, auto, or mend, as the source texts call their own
-) -> Policy | InOrder:  # with the model's own settings where it is the model's own
+) -> Any:  # a policy, with the model's own settings where it is the model's own
     "The policy that is asked for; ValueError for one that isn't there, or that the model lacks."
     if isinstance(model, CausalLM): return InOrder()
     own = default_policy(model)
@@ -155,10 +156,17 @@ def rule_of(
     return own if isinstance(own, POLICIES[policy]) else POLICIES[policy]()
 
 # %% ../nbs/appendix_cli_write.ipynb #e2c88db8
+def on_canvas(
+    policy: type,
+) -> Any:
+    "`OnCanvas` with the options of a policy, as a type that the parser reads."
+    generic: Any = OnCanvas
+    return generic[policy]
+
 def parse(
-    kind: type,  # Generate or Animate
+    kind: Any,  # Generate or Animate
     words: list[str],  # what follows `shimmer generate`
-) -> tuple[PretrainedModel, Tokenizer, Any]:  # the model on its device, and the `kind`'s options
+) -> tuple[Any, Tokenizer, Any]:  # the model on its device, and the `kind`'s options
     """Read the options and load the model; raises what `load_checkpoint` raises, ValueError for a
     flag that is of no use, SystemExit for one that isn't there."""
     asked = value_of(words, "policy", "sampler") or "auto"
@@ -168,27 +176,27 @@ def parse(
         f"{kind.__doc__} A canvas model writes by a policy, which has options of its own: {named}. "
         "A model that appends has top_k and top_p in place of a policy."
     )
+    prog = f"shimmer {kind.__name__.lower()}"
     read = lambda kind, **more: tyro.cli(
         kind, args=words, prog=prog, description=said, use_underscores=True, **more
     )
-    prog = f"shimmer {kind.__name__.lower()}"
     if {"-h", "--help"} & set(words):
-        return read(kind[OnCanvas[POLICIES.get(policy, TopK)]])
+        return read(kind[on_canvas(POLICIES.get(policy, TopK))])
     model, tokenizer = load_checkpoint(value_of(words, "checkpoint") or Writing.checkpoint)
     rule = rule_of(model, policy)
     refuse_unfit(words, model, policy, rule)
     required = {"output": tyro.MISSING} if kind is Animate else {}
     in_order = isinstance(rule, InOrder)
     options = read(
-        kind[InOrder if in_order else OnCanvas[type(rule)]],
+        kind[InOrder if in_order else on_canvas(type(rule))],
         default=kind(sampler=rule if in_order else OnCanvas(rule=rule), **required),
     )
     return place(model, options), tokenizer, options
 
 def place(
-    model: PretrainedModel,
-    options: Writing,
-) -> PretrainedModel:
+    model: Any,  # that fills canvases, or that appends
+    options: Generate | Animate,
+) -> Any:
     "The model on its device, with the K that is asked for; ValueError for what can't be."
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"seed is {options.seed}: give a whole number from 0 to {2**32 - 1}")
@@ -240,9 +248,9 @@ def check_number(
         )
 
 def canvas_of(
-    model: PretrainedModel,
+    model: Any,  # that fills canvases, or that appends
     tokenizer: Tokenizer,
-    options: Writing,  # whose sampler is an `OnCanvas`
+    options: Generate | Animate,  # whose sampler is an `OnCanvas`
 ) -> Tensor:  # [num_samples, L] int64, mask tokens where something is to be written
     "The canvas to start from; ValueError for a prompt, a text or a length that doesn't fit."
     infill, length = options.sampler.infill, options.gen_length
@@ -266,7 +274,7 @@ def canvas_of(
 TEMPERATURE = 0.8  # where neither the options nor the model name one
 
 def temperature_of(
-    model: PretrainedModel,
+    model: Any,  # that fills canvases, or that appends
     options: Writing,
 ) -> float:
     "The temperature that is asked for, or else the model's own, or else `TEMPERATURE`."
@@ -274,8 +282,8 @@ def temperature_of(
     return getattr(model.config, "sampling_temperature", TEMPERATURE)
 
 def calls_of(
-    model: PretrainedModel,
-    sampler: OnCanvas,
+    model: Any,  # that fills canvases, or that appends
+    sampler: OnCanvas[Any],
     num_open: int,  # masks of the canvas
 ) -> int:
     "The network calls that are asked for, or else as many as the policy needs."
@@ -285,9 +293,9 @@ def calls_of(
     return 2 * num_open if sampler.rule.reopens else num_open
 
 def write(
-    model: PretrainedModel,
+    model: Any,  # that fills canvases, or that appends
     tokenizer: Tokenizer,
-    options: Writing,  # with a sampler that suits the model
+    options: Generate | Animate,  # with a sampler that suits the model
 ) -> Trajectory:
     "Write the texts that the options ask for; ValueError for what can't be written."
     check_number(options.num_samples)
@@ -314,7 +322,7 @@ def terminal() -> Console:
     return Console(force_jupyter=False, width=None if sys.stdout.isatty() else 100)
 
 def generate(
-    model: PretrainedModel,
+    model: Any,  # that fills canvases, or that appends
     tokenizer: Tokenizer,
     options: Generate,
 ) -> None:
@@ -360,7 +368,7 @@ WRITERS: dict[str, Callable[[Trajectory, Tokenizer, Path, int], Any]] = {
 }
 
 def animate(
-    model: PretrainedModel,
+    model: Any,  # that fills canvases, or that appends
     tokenizer: Tokenizer,
     options: Animate,
 ) -> None:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 import datasets
 import huggingface_hub
 import importlib
@@ -36,7 +36,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from .tales import CAST, HEROES, STORY, Tales
 
 # %% ../nbs/01_corpora.ipynb #fc29e92c
-Rows = Dataset | IterableDataset  # kept on disk, or streamed
+Rows: TypeAlias = Dataset | IterableDataset  # kept on disk, or streamed
 
 @dataclass(frozen=True)
 class Corpus:
@@ -58,7 +58,7 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 # %% ../nbs/01_corpora.ipynb #3164ab41
-def _told(error: Exception, name: str | Path) -> Exception:
+def _told(error: BaseException, name: str | Path) -> Exception:
     "What the innermost cause of an error says in one sentence, with the mend."
     while not isinstance(error, CorpusError) and (inner := error.__cause__ or error.__context__):
         error = inner
@@ -121,7 +121,7 @@ def _load_tales(limit: int | None, streaming: bool) -> Corpus:
     return Corpus("tales", train, rows(2000, 1), documents=True)
 
 # %% ../nbs/01_corpora.ipynb #6caeb008
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
+OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
            ".zst": partial(pa.input_stream, compression="zstd")}  # suffix -> what gives the bytes
 
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",

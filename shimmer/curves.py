@@ -112,7 +112,7 @@ def learning_curve(
 # %% ../nbs/appendix_curves.ipynb #907b2743
 def _stages(rows: list[dict]) -> list[tuple[str, int, int]]:  # name, first and last step
     "The stages of a log in their order."
-    stages = []
+    stages: list[tuple[str, int, int]] = []
     for before, row in zip([None, *rows], rows):
         name = str(row.get(STAGE, ""))
         if before is None or name != stages[-1][0]:

@@ -187,8 +187,9 @@ def mix(
     """What a model with a gate says of each position: the mixture of keeping its token and writing
     another; the prediction alone without a gate, or with a supervised one."""
     if gate is None or config.gate_objective == "supervised": return logits.log_softmax(-1)
+    assert config.mask_token_id is not None  # the config has decided it
     visible, token = (
-        torch.ne(ids, config.mask_token_id)[..., None],
+        ids.ne(config.mask_token_id)[..., None],
         ids.clamp(max=config.vocab_size - 1)[..., None],
     )
     again, stays = F.logsigmoid(gate)[..., None], F.logsigmoid(-gate)[..., None]

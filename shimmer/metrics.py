@@ -337,7 +337,7 @@ class Calibration(NamedTuple):
     # expected calibration error: |mean confidence − accuracy| of a bin, averaged over predictions
     ece: float
     brier: float  # mean squared difference of confidence and outcome
-    count: Tensor  # [bins] predictions
+    counts: Tensor  # [bins] predictions
     confidence: Tensor  # [bins] mean; not a number in empty bins
     accuracy: Tensor  # [bins] share right; not a number in empty bins
 
@@ -369,7 +369,8 @@ def hide(
     1] and for texts that can't be measured."""
     check_texts(model, ids)
     return mask_tokens(
-        draw_noise(*ids.shape, generator), (ratio, ratio), real_tokens(model.config, ids).cpu()
+        draw_noise(len(ids), ids.shape[1], generator), (ratio, ratio),
+        real_tokens(model.config, ids).cpu(),
     ).masked.to(ids.device)
 
 def stated_confidence(
@@ -460,7 +461,7 @@ def reliability_diagram(
 ) -> None:
     """Accuracy over confidence, a point for each bin, its area the bin's share of the predictions;
     on the diagonal a head means what it says."""
-    share = calibration.count / calibration.count.sum()
+    share = calibration.counts / calibration.counts.sum()
     line, = ax.plot(calibration.confidence, calibration.accuracy, label=label, **style)
     ax.scatter(
         calibration.confidence, calibration.accuracy, 600 * share, color=line.get_color(), alpha=0.4

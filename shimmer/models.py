@@ -551,7 +551,7 @@ def continuation_logits(
     return model.next_token_logits(text)[torch.arange(len(ids)), real.sum(1)][:, None]
 
 def default_policy(
-    model: Denoiser,
+    model: Denoiser | PretrainedModel,
 ) -> Any:  # a `policies.Policy`; None where any will do
     "The policy that a model names as its own."
     return model.default_policy() if isinstance(model, PretrainedModel) else None
@@ -571,7 +571,7 @@ def keep_rows(
     return state
 
 def revises(
-    model: Denoiser,
+    model: Denoiser | PretrainedModel,
 ) -> bool:
     "Whether the policy that a model names as its own takes tokens back or writes them again."
     policy = default_policy(model)

@@ -118,7 +118,8 @@ class SelfiesTokenizer(TableTokenizer):
     def split(text: str) -> Sequence[str]:
         pieces = SelfiesTokenizer.pattern.findall(text)
         if sum(map(len, pieces)) < len(text):
-            at = re.match(f"({SelfiesTokenizer.pattern.pattern})*", text).end()
+            read = re.match(f"({SelfiesTokenizer.pattern.pattern})*", text)
+            at = read.end() if read else 0
             raise ValueError(f"a text of {len(text)} characters is no SELFIES from "
                              f"{text[at:at + 8]!r} on: it must consist of symbols in brackets, "
                              "such as [C][=O]; spell a SMILES with `molecules`")
@@ -197,7 +198,9 @@ def molecule_properties(
 ) -> dict[str, list[float]]:  # a list for each of PROPERTIES
     "Weight in daltons, Crippen's logP and QED of molecules, by RDKit."
     from rdkit.Chem import QED, Crippen, Descriptors
-    measures = dict(weight=Descriptors.MolWt, logp=Crippen.MolLogP, qed=QED.qed)
+    # rdkit makes these functions when it is imported, so that no type checker finds them
+    weight, logp = getattr(Descriptors, "MolWt"), getattr(Crippen, "MolLogP")
+    measures = dict(weight=weight, logp=logp, qed=QED.qed)
     return {name: [measures[name](molecule) for molecule in molecules] for name in PROPERTIES}
 
 def wasserstein(
@@ -268,7 +271,7 @@ def molecule_metrics(
     if not texts: raise ValueError("there are 0 texts: give at least one")
     train, data = list(train), list(data)
     read = [(text, reading) for text in texts if (reading := read_molecule(text))]
-    found = {"molecules_written": len(texts)}
+    found: dict[str, Any] = {"molecules_written": len(texts)}
     for name, (count, total) in _shares(texts, read, train).items():
         share, *interval = wilson_interval(count, total) if total else (math.nan,)
         found |= {f"molecules_{name}": share, f"molecules_{name}_95_percent": interval or None}

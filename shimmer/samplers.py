@@ -173,7 +173,7 @@ class RefineLoop:
         # of all rows, also those that have left
         self.final, self.num_calls = ids.clone(), torch.zeros_like(self.rows)
         self.reason = torch.where(self.active, 0, REASONS.index("nothing to write"))
-        self.canvases, self.held, self.chosen = [ids.clone()], [], []
+        self.canvases, self.held, self.chosen = [ids.clone()], list[Tensor](), list[Tensor]()
 
     def leave(self) -> bool:  # whether rows are left
         "Let rows that are done leave the batch; on a GPU this waits for it."

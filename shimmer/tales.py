@@ -143,7 +143,8 @@ def agree(
     heroes: dict[str, str] = HEROES,
 ) -> tuple[dict[str, str], str]:  # the facts, and what disagrees ("" where nothing does)
     "Collect what a reading says; stop at the first contradiction and name it."
-    facts, said = {}, {}
+    facts: dict[str, str] = {}
+    said: dict[str, str] = {}
     for sentence in reading:
         for name, value in sentence.facts(heroes):
             if facts.setdefault(name, value) != value:
@@ -206,8 +207,8 @@ class Tales:
                 )
             if None not in cases and set(cases) != set(cast.get("problem", ())):
                 raise ValueError(
-                    f"{slot} has the cases {', '.join(cases)}, and the cast's problems are "
-                    f"{', '.join(cast.get('problem', ())) or 'none'}: name the same ones"
+                    f"{slot} has the cases {', '.join(map(str, cases))}, and the cast's problems "
+                    f"are {', '.join(cast.get('problem', ())) or 'none'}: name the same ones"
                 )
         if nameless := set(cast.get("hero", ())) - set(heroes):
             raise ValueError(

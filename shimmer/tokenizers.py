@@ -237,7 +237,7 @@ class TableTokenizer(Tokenizer):
         eos: bool = True,  # have an end token and a pad? False for one endless text
     ) -> "TableTokenizer":
         "Collect and sort the pieces of the texts; ValueError if there are none."
-        pieces = set()
+        pieces = set[str]()
         for text in [texts] if isinstance(texts, str) else texts: pieces.update(cls.split(text))
         return cls(sorted(pieces), eos)
 
@@ -309,7 +309,8 @@ def _train_sentencepiece(
     texts: Iterable[str], vocab_size: int, model_type: str, eos: bool, seed: int, sample_lines: int
 ) -> bytes:
     "A SentencePiece model, as the bytes of its file."
-    special = dict(pad_id=0, eos_id=1, unk_id=2) if eos else dict(pad_id=-1, eos_id=-1, unk_id=0)
+    special: dict[str, Any] = dict(pad_id=-1, eos_id=-1, unk_id=0)
+    if eos: special = dict(pad_id=0, eos_id=1, unk_id=2)
     model, lines = BytesIO(), _sample(_training_lines(texts), sample_lines, seed)
     if vocab_size < 1:
         raise ValueError(
@@ -575,12 +576,13 @@ def train_tokenizer(
     eos = corpus.documents if eos is None else eos
     texts = lambda split: (row["text"] for row in split)
     if kind in ("char", "word", "selfies"):
+        table: Any = _kind(kind)
         if vocab_size is not None:
             raise ValueError(
                 f"vocab_size={vocab_size} with kind={kind!r}: a table has one id for every "
-                f"{_kind(kind).unit} there is; leave vocab_size out, or use kind='unigram'"
+                f"{table.unit} there is; leave vocab_size out, or use kind='unigram'"
             )
-        return _kind(kind).train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
+        return table.train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
     if kind not in ("unigram", "bpe"):
         raise ValueError(
             f"kind={kind!r}: must be 'char', 'word', 'selfies', 'unigram' or 'bpe'; choose one of "
@@ -702,13 +704,14 @@ def encode_corpus(
     cache = Path(cache_dir or os.environ.get("SHIMMER_CACHE") or Path.home() / ".cache" / "shimmer")
     cache.mkdir(parents=True, exist_ok=True)
     settings = ["canvases 1", tokenizer.fingerprint(), max_seq_len, corpus.documents]
+    end = tokenizer.eos_token_id
     def encoded(split: Any, name: str) -> Dataset:
         path = cache / f"{_split_key(split, name, settings)}.arrow"
         if not path.is_file():
             batches = map(tokenizer.encode_batch, _text_batches(split))
             canvases = (
-                _document_canvases(batches, max_seq_len, tokenizer.eos_token_id)
-                if corpus.documents
+                _document_canvases(batches, max_seq_len, end)
+                if corpus.documents and end is not None
                 else _window_canvases(batches, max_seq_len)
             )
             try: rows = _write_canvases(path, canvases, max_seq_len, tokenizer.vocab_size)

@@ -159,7 +159,7 @@ def test_a_head_that_means_what_it_says():
 
 def test_an_overconfident_head_by_hand():
     found = calibration(torch.tensor([0.95] * 4 + [0.25, 1.0]), torch.tensor([True, False, False, False, True, True]), bins=2)
-    assert found.count.tolist() == [1, 5] and found.accuracy.tolist() == pytest.approx([1, 0.4]) and found.confidence.tolist() == pytest.approx([0.25, 0.96])
+    assert found.counts.tolist() == [1, 5] and found.accuracy.tolist() == pytest.approx([1, 0.4]) and found.confidence.tolist() == pytest.approx([0.25, 0.96])
     assert found.ece == pytest.approx((0.75 * 1 + 0.56 * 5) / 6) and found.brier == pytest.approx((0.05**2 + 3 * 0.95**2 + 0.75**2) / 6)
     assert confidence_gap(torch.tensor([0.9, 0.8, 0.3]), torch.tensor([True, True, False])) == pytest.approx(0.55)
 
@@ -171,7 +171,7 @@ def test_calibration_is_its_definition(pairs, bins):
     found, ece = calibration(held, right, bins), 0
     for b in range(bins):
         inside = (held * bins >= b) & ((held * bins < b + 1) | (torch.tensor(b == bins - 1)))
-        assert found.count[b] == inside.sum()
+        assert found.counts[b] == inside.sum()
         if inside.any(): ece += abs(held[inside].mean() - right[inside].double().mean()).item() * inside.sum().item() / len(held)
         else: assert math.isnan(found.confidence[b]) and math.isnan(found.accuracy[b])
     assert found.ece == pytest.approx(ece) and 0 <= found.ece <= 1 and 0 <= found.brier <= 1
