@@ -19,7 +19,7 @@ OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # Jupyter's debugger warns of frozen modules at every kernel's start
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help demo test text sync reports bench docs pages guard wheel clean
+.PHONY: help demo test text sync reports compare bench docs pages guard wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ figures: $(STAMP) ## draw the pictures in nbs/images: architectures, the map of 
 
 reports: $(EVALS:nbs/evals/%.ipynb=report-%) ## run every evaluation notebook into reports/
 
+compare: $(STAMP) ## compare reports made here with the kept ones, within tolerances (NAME="speed epochs", or all)
+	$(PY) .ci/compare_report.py $(NAME)
+
 bench: report-speed ## time the models on this machine: reports/speed.html
 
 docs: $(STAMP) ## render the book with Quarto into _docs/, or stage and check it where Quarto is missing
@@ -80,7 +83,7 @@ pct/%.py: nbs/%.ipynb | $(STAMP)
 	@$(PY) -m jupytext --quiet --to py:percent --output $@ $<
 	@echo "wrote $@"
 
-$(STAMP): constraints.txt setup.py settings.ini
+$(STAMP): constraints.txt pyproject.toml setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; Shimmer needs 3.11 or newer: name one, as in make PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "Installing into .venv, once: some minutes, most of them for the download of PyTorch"
 	@$(PYTHON) -m venv .venv

@@ -52,7 +52,7 @@ def build(folder: Path) -> Path:
     "The wheel of this tree, in a folder; built from a copy, so that nothing an earlier build left gets into it."
     source = folder / "source"
     source.mkdir()
-    for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"): shutil.copy(ROOT / name, source)
+    for name in ("pyproject.toml", "setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"): shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "shimmer", source / "shimmer", ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, source], check=True, cwd=folder)
     return next(folder.glob("*.whl"))

@@ -301,9 +301,13 @@ def _text_column(rows: Rows, name: str, column: str) -> Rows:
         raise CorpusError(f"{name} has {absent} rows without a text: take them out")
     return rows
 
+def _first(rows: Rows, n: int) -> Rows:
+    "The first rows, or all where there are fewer; before datasets 5.2 a `take` of more is an error."
+    return rows.take(min(n, len(rows)) if isinstance(rows, Dataset) else n)
+
 def _every_twentieth(rows: Rows) -> tuple[Rows, Rows]:
     "Training and validation parts of rows that come in one split, as `_part` has them."
-    every = max(2, len(list(rows.take(20))))
+    every = max(2, len(list(_first(rows, 20))))
     def part(valid):
         return rows.filter(lambda _, i: (i % every == every - 1) == valid, with_indices=True)
     return part(False), part(True)
@@ -318,7 +322,7 @@ def _split_rows(loaded: dict[str, Rows], name: str, limit: int | None, column: s
     if other: valid = _text_column(loaded[other], name, column)
     else:
         with _building(name): train, valid = _every_twentieth(train)
-    if limit: train = train.take(limit)
+    if limit: train = _first(train, limit)
     return Corpus(Path(name).stem, train, valid, documents=True)
 
 # %% ../nbs/01_corpora.ipynb #cf8b417d

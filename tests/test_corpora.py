@@ -143,6 +143,7 @@ def test_one_of_several_texts_validates(tmp_path, monkeypatch, count, kind):
     monkeypatch.setattr(corpora, "_from_hub", lambda name, streaming, revision: {"train": table.to_iterable_dataset() if streaming else table})
     _, train, valid = both(path)
     assert valid == [texts[min(count, 20) - 1]] and sorted(train + valid) == sorted(texts)
+    assert both(path, limit=100)[1:] == (train, valid)  # a limit beyond the end is none
 
 
 @pytest.mark.parametrize("suffix, pack", [(".gz", gzip.compress), (".BZ2", bz2.compress), (".xz", lzma.compress),
