@@ -19,7 +19,7 @@ from tables import table
 
 NAMING = (  # the fields that name a row of a list, in the order in which they are shown
     "group", "corpus", "source", "claim", "curriculum", "variant", "model", "writer", "sampler",
-    "rule", "way", "measure", "against", "LIRA by", "epochs", "seed",
+    "rule", "way", "loop", "what", "measure", "against", "LIRA by", "epochs", "seed",
 )
 MISSING = "–"
 
@@ -66,6 +66,8 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("chunk_trm/speed/*", IGNORED),
     ("speed/ceiling_gigaflops/*", IGNORED),
     ("speed/*/share_of_ceiling", IGNORED),
+    ("speed/shortcuts/*/times_faster", IGNORED),
+    ("speed/beside_gpt2/*/ours_over_theirs", IGNORED),
     ("speed/encoding/*", IGNORED),
     ("speed/memory/*", IGNORED),
     ("speed/peak_megabytes", IGNORED),

@@ -86,6 +86,8 @@ RESULTS = [
     Row("The same LIRA's perplexity by its bound, at most", "", "claims", ("perplexity", "LIRA, at most (NELBO)")),
     Row("Calibration error of LIRA's confidence where re-masking reads it", "ECE", "claims", ("confidence", "filled", "ECE"), form="{:.3f}"),
     Row("Share of the machine's matrix-product ceiling, quickstart's training step", "", "speed", ("steps", dict(model="demo", compiled=True), "share_of_ceiling"), form=PERCENT),
+    Row("Our GPT's training step against that of transformers' GPT-2 of the same shape", "times as long", "speed", ("beside_gpt2", "times", dict(what="training step"), "ours_over_theirs")),
+    Row("The same, a token with a cache", "times as long", "speed", ("beside_gpt2", "times", dict(what="a token with a cache"), "ours_over_theirs")),
 ]
 
 

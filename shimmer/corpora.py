@@ -302,7 +302,7 @@ def _text_column(rows: Rows, name: str, column: str) -> Rows:
     return rows
 
 def _first(rows: Rows, n: int) -> Rows:
-    "The first rows, or all where there are fewer; before datasets 5.2 a `take` of more is an error."
+    "The first rows, or all where there are fewer: before datasets 5.2 a `take` of more fails."
     return rows.take(min(n, len(rows)) if isinstance(rows, Dataset) else n)
 
 def _every_twentieth(rows: Rows) -> tuple[Rows, Rows]:

@@ -402,6 +402,7 @@ class PretrainedModel(
     # names of the submodules that a trainer may hand to torch.compile
     compiled_parts: tuple[str, ...] = ()
     carries_state: bool = False  # whether a call should be given the `state` of the call before
+    _tokenizer: Any = None  # what is saved beside the model while it is pushed
 
     def default_policy(
         self,
@@ -432,6 +433,20 @@ class PretrainedModel(
         config = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
         safetensors.torch.save_model(self, str(save_directory / "model.safetensors"))
         (save_directory / "config.json").write_text(config, encoding="utf-8")
+        if self._tokenizer is not None: self._tokenizer.save_pretrained(save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,  # owner/name
+        *,
+        tokenizer: Any = None,  # the `Tokenizer` it was trained with, so that `load_checkpoint`
+            # finds both; without it, the model alone
+        **upload: Any,  # what `PyTorchModelHubMixin.push_to_hub` takes: token, private, branch, …
+    ) -> str:  # address of the commit
+        "Upload the model, its card and its tokenizer; raises what `huggingface_hub` raises."
+        self._tokenizer = tokenizer
+        try: return super().push_to_hub(repo_id, **upload)
+        finally: self._tokenizer = None
 
     @classmethod
     def from_pretrained(

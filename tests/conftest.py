@@ -12,8 +12,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("shimmer", deadline=None, print_blob=True)
-settings.load_profile("shimmer")
+# A few examples of each property at every change, many every night: HYPOTHESIS_PROFILE=full.
+settings.register_profile("few", deadline=None, print_blob=True, max_examples=25)
+settings.register_profile("full", deadline=None, print_blob=True, max_examples=200)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 
 def pytest_addoption(parser):

@@ -1,13 +1,16 @@
 """The promises of a model, and checkpoints that load whole or say why not."""
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from shimmer.checkpoints import load_checkpoint
 from shimmer.chunk_trm import ChunkTRM, ChunkTRMConfig
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel
@@ -375,3 +378,22 @@ def test_importing_the_library_loads_nothing_heavy_and_loading_a_checkpoint_no_a
     code = "import sys, shimmer; assert 'torch' not in sys.modules; shimmer.load_checkpoint('tales'); assert 'accelerate' not in sys.modules; assert shimmer.fit and 'fit' in dir(shimmer)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_push_carries_the_card_and_the_tokenizer(tmp_path, monkeypatch):
+    class Hub:
+        def __init__(self, *args, **kwargs): pass
+        def create_repo(self, repo_id, **kwargs): return SimpleNamespace(repo_id=repo_id)
+        def upload_folder(self, *, repo_id, folder_path, **kwargs): return shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    tokenizer = WordTokenizer.train(["a cat and a dog"])
+    model = LatentCanvasModel(LatentCanvasConfig(tokenizer.vocab_size, 16, 1, 2, pad_token_id=tokenizer.pad_token_id)).eval()
+    model.push_to_hub("somebody/alone")
+    model.push_to_hub("somebody/both", tokenizer=tokenizer)
+    files = lambda name: {path.name for path in (tmp_path / "somebody" / name).iterdir()}
+    assert files("alone") == {"config.json", "model.safetensors", "README.md"} and files("both") - files("alone") == {"shimmer_tokenizer.json"}
+    again, theirs = load_checkpoint(tmp_path / "somebody" / "both")
+    assert theirs.encode("a dog") == tokenizer.encode("a dog") and torch.equal(again.lm_head.weight, model.lm_head.weight)
+    model.save_pretrained(tmp_path / "later")
+    assert not (tmp_path / "later" / "shimmer_tokenizer.json").exists()
