@@ -40,7 +40,7 @@ test: $(STAMP) ## check that everything is in step, then test the notebooks and 
 
 text: $(TWINS) ## write a text twin of every notebook into pct/ (one you have edited since is kept)
 
-sync: $(STAMP) ## write the edited twins back, run what changed, clean, export (NB="08_lira 11_samplers", RUN=1 to run anyway)
+sync: $(STAMP) ## write the edited twins back, run what changed, clean, export (NB="10_lira 15_samplers", RUN=1 to run anyway)
 	$(PY) .ci/sync.py $(if $(RUN),--run) $(NB)
 
 .PHONY: canvas figures

@@ -242,7 +242,7 @@ def arrange(floor: dict[str, int], needs: dict[str, set[str]]) -> dict[str, int]
     for level in sorted(set(floor.values())):
         here = [room for room in floor if floor[room] == level]
         if len(here) > SLOTS: raise ValueError(f"floor {level} has {len(here)} rooms, and {SLOTS} places are drawn: raise SLOTS")
-        place |= {room: round((SLOTS - 1) * (n + 0.5) / len(here)) for n, room in enumerate(here)}
+        place |= {room: int(SLOTS * (n + 0.5) / len(here)) for n, room in enumerate(here)}
     places = {(floor[room], place[room]): room for room in floor}
 
     def cost() -> float:

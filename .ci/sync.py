@@ -85,7 +85,7 @@ def sync(twin: Path, named: bool, run: bool) -> bool:
 def main() -> None:
     "Sync the named twins, or all."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="notebooks such as 08_lira or evals/quickstart; none: all")
+    parser.add_argument("names", nargs="*", help="notebooks such as 10_lira or evals/quickstart; none: all")
     parser.add_argument("--run", action="store_true", help="run them even where their code did not change")
     args = parser.parse_args()
     twins = [PCT / f"{name}.py" for name in args.names] or sorted(PCT.glob("*.py")) + sorted(PCT.glob("evals/*.py"))

@@ -137,22 +137,29 @@ def results_table() -> str:
 IN_SHORT = {  # a chapter in eight words at most, for the map
     "00_tales.ipynb": "A world of stories whose probabilities are known",
     "01_corpora.ipynb": "Texts from anywhere, read right or refused",
-    "02_tokenizers.ipynb": "Texts become ids, and ids become canvases",
-    "03_corruption.ipynb": "Hiding tokens so that the loss bounds likelihood",
-    "04_layers.ipynb": "Rotary positions, attention, SwiGLU, the block",
-    "05_models.ipynb": "Two protocols, first weights, saving and loading",
-    "06_policies.ipynb": "Which positions to write next, or again",
-    "07_objectives.ipynb": "What training minimises, as a value",
-    "08_lira.ipynb": "A latent canvas, refined by one block",
-    "09_likelihood.ipynb": "Bounds and exact likelihoods, tested against truth",
-    "10_training.ipynb": "One trainer, stages as data, exact resuming",
-    "11_samplers.ipynb": "One loop that fills canvases, one that appends",
-    "12_trajectories.ipynb": "Watch a canvas fill, call by call",
-    "13_gpt.ipynb": "The baseline that refinement has to beat",
-    "14_metrics.ipynb": "What counting texts can tell, and cannot",
-    "15_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
-    "16_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
-    "17_cli.ipynb": "Train, write, measure and draw from a terminal",
+    "02_tokenizers.ipynb": "Texts become ids, and exactly texts again",
+    "03_subwords.ipynb": "Pieces learned from text that spell anything",
+    "04_canvases.ipynb": "Rows of one length, encoded once, by number",
+    "05_corruption.ipynb": "Hiding tokens so that the loss bounds likelihood",
+    "06_layers.ipynb": "Rotary positions, attention, SwiGLU, the block",
+    "07_models.ipynb": "Two protocols, first weights, saving and loading",
+    "08_policies.ipynb": "Which positions to write next, or again",
+    "09_objectives.ipynb": "What training minimises, as a value",
+    "10_lira.ipynb": "A latent canvas, refined by one block",
+    "11_likelihood.ipynb": "Bounds and exact likelihoods, tested against truth",
+    "12_schedules.ipynb": "Stages as rows, updates by their number",
+    "13_updates.ipynb": "Moving weights in parts, precisions and processes",
+    "14_training.ipynb": "One trainer, validated, logged, resumed exactly",
+    "15_samplers.ipynb": "One loop that fills canvases, under any policy",
+    "16_appending.ipynb": "One token after another, with its tail cut",
+    "17_trajectories.ipynb": "Watch a canvas fill, call by call",
+    "18_gpt.ipynb": "The baseline that refinement has to beat",
+    "19_metrics.ipynb": "What counting texts can tell, and cannot",
+    "20_calibration.ipynb": "Whether a stated confidence comes true",
+    "21_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
+    "22_chunk_baseline.ipynb": "The rival of the same size, in chunks",
+    "23_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
+    "24_cli.ipynb": "Train, write, measure and draw from a terminal",
 }
 
 
@@ -164,7 +171,7 @@ def map_table() -> str:
             raise ValueError(f"the map says {IN_SHORT.get(file, '')!r} of {file}: give it one to eight words in IN_SHORT of .ci/tables.py")
     rows = [[file[:2], f"[{name(NBS / file)}]({file})", IN_SHORT[file], f"[open]({colab_url(f'nbs/{file}')})"] for file in chapters]
     if published(): return table(["", "chapter", "in eight words", "Colab"], rows)
-    return table(["", "chapter", "in eight words"], [row[:3] for row in rows]) + "\n\nIn a clone, `.venv/bin/jupyter lab nbs` opens them. Links to Colab appear here once the book has a public address."
+    return table(["", "chapter", "in eight words"], [row[:3] for row in rows])
 
 
 def reports_table() -> str:
@@ -220,13 +227,13 @@ def _compared(most, model, measure, way):
 
 
 ARCHITECTURES = [
-    Architecture("GPT", "[@gpt], [A fair rival: GPT](13_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
+    Architecture("GPT", "[@gpt], [A fair rival: GPT](18_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
     Architecture("BERT", "[@bert]", ("both ways", "the masked tokens", "masked cross-entropy at one ratio", "none: the objective is no bound", "not made to write", "no", "nothing")),
     Architecture("LLaDA", "[@llada]", ("both ways", "every masked token", "masked cross-entropy over all ratios, each weighted by 1/t: a bound", "a bound; exact along an order", "any number", "by re-masking", "nothing")),
-    Architecture("LIRA", "[@lira], [LIRA](08_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
-    Architecture("Imadarem", "[@imadarem; @imadaremv], [Imadarem and its gate](15_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
+    Architecture("LIRA", "[@lira], [LIRA](10_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
+    Architecture("Imadarem", "[@imadarem; @imadaremv], [Imadarem and its gate](21_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
                  {"tales right, temperature 1": ("{:.0%}", "gate", ("tales", dict(model="mixture", way="one a call"), "right"))}),
-    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [Chunks that are refined](16_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
+    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [Chunks that are refined](23_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
                  {"Tiny Shakespeare, nats a character": ("{:.2f}", "chunk_trm", ("results", dict(group="main", model="TRM"), "nats per character"))}),
 ]
 

@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .appending import generate_left_to_right
+    from .canvases import encode_corpus
     from .checkpoints import load_checkpoint, save_checkpoint
     from .corpora import Tales, load_corpus
     from .gpt import GPTConfig, GPTModel
@@ -11,12 +13,15 @@ if TYPE_CHECKING:
     from .lira import LatentCanvasConfig, LatentCanvasModel
     from .objectives import MaskedLM, NextToken
     from .policies import TopK
-    from .samplers import generate_left_to_right, generate_topk, generate_with_remasking, refine
-    from .tokenizers import encode_corpus, train_tokenizer
-    from .training import PROGRESSIVE, Stage, TrainConfig, fit
+    from .samplers import generate_topk, generate_with_remasking, refine
+    from .schedules import PROGRESSIVE, Stage, TrainConfig
+    from .tokenizers import train_tokenizer
+    from .training import fit
 
 # What most users need, found in its module when it is asked for: importing shimmer costs nothing.
 _HOMES = {
+    "appending": ("generate_left_to_right",),
+    "canvases": ("encode_corpus",),
     "checkpoints": ("load_checkpoint", "save_checkpoint"),
     "corpora": ("Tales", "load_corpus"),
     "gpt": ("GPTConfig", "GPTModel"),
@@ -24,9 +29,10 @@ _HOMES = {
     "lira": ("LatentCanvasConfig", "LatentCanvasModel"),
     "objectives": ("MaskedLM", "NextToken"),
     "policies": ("TopK",),
-    "samplers": ("generate_left_to_right", "generate_topk", "generate_with_remasking", "refine"),
-    "tokenizers": ("encode_corpus", "train_tokenizer"),
-    "training": ("PROGRESSIVE", "Stage", "TrainConfig", "fit"),
+    "samplers": ("generate_topk", "generate_with_remasking", "refine"),
+    "schedules": ("PROGRESSIVE", "Stage", "TrainConfig"),
+    "tokenizers": ("train_tokenizer",),
+    "training": ("fit",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

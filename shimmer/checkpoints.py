@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['restore_checkpoint', 'check_replaceable', 'save_checkpoint', 'check_vocabulary', 'load_checkpoint', 'atomic_write',
-           'read_json', 'lock_checkpoint', 'optimizer_tensors', 'load_optimizer_tensors']
+           'read_json', 'lock_checkpoint']
 
 # %% ../nbs/appendix_checkpoints.ipynb #341a3e30
 import json
@@ -15,12 +15,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from .models import PretrainedModel, checkpoint_directory, download_checkpoint, is_hub_id
-from .models import load_model, shipped_canvases
+from .loading import checkpoint_directory, download_checkpoint, is_hub_id, shipped_canvases
+from .models import PretrainedModel, load_model
 from .tokenizers import Tokenizer, load_tokenizer
 
 # %% ../nbs/appendix_checkpoints.ipynb #3d68032d
@@ -232,28 +231,3 @@ def lock_checkpoint(
         )
     try: yield
     finally: lock.unlink(missing_ok=True)
-
-# %% ../nbs/appendix_checkpoints.ipynb #8e24dd33
-def optimizer_tensors(
-    optimizers: list[torch.optim.Optimizer],
-) -> dict[str, Tensor]:
-    "The optimisers' state under flat names, as safetensors keeps it."
-    return {
-        f"optimizer.{i}.{p}.{name}": value.contiguous()
-        for i, optimizer in enumerate(optimizers)
-        for p, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-def load_optimizer_tensors(
-    optimizers: list[torch.optim.Optimizer],  # changed in place
-    tensors: dict[str, Tensor],
-):
-    "Put back what `optimizer_tensors` took."
-    for i, optimizer in enumerate(optimizers):
-        held = optimizer.state_dict()
-        held["state"] = {}
-        for key, value in tensors.items():
-            _, number, p, name = key.split(".", 3)
-            if number == str(i): held["state"].setdefault(int(p), {})[name] = value
-        optimizer.load_state_dict(held)

@@ -25,9 +25,10 @@ from .cli_train import FLAGS
 from .cli_write import new_file, terminal
 from .corpora import Corpus, load_corpus
 from .curves import read_log
-from .devices import pick_device
+from .devices import Precision, autocast, pick_device
 from .evaluation import EvalConfig, compare_measured, measure_model
-from .models import CausalLM, checkpoint_directory, revises, shipped_canvases
+from .loading import checkpoint_directory, shipped_canvases
+from .models import CausalLM, revises
 
 # %% ../nbs/appendix_cli_evaluate.ipynb #013b8117
 @dataclass(kw_only=True)
@@ -46,6 +47,7 @@ class Evaluate(EvalConfig):
     output: str | None = None  # .json file for the figures
     overwrite: bool = False  # replace it, if there is one
     device: Literal["cpu", "cuda", "mps"] | None = None  # the best there is where None
+    precision: Precision = "fp32"  # of the network's arithmetic; auto: bf16 where it is native
     gpu: int | None = None  # number of the CUDA device
 
     def __post_init__(self): pass  # checked by the `EvalConfig` that they become
@@ -100,7 +102,8 @@ def measure(
         model, tokenizer = load_checkpoint(path)
         if options.num_refine_steps is not None and hasattr(model.config, "num_refine_steps"):
             model.config = replace(model.config, num_refine_steps=options.num_refine_steps)
-        measured.append(measure_model(model.to(device), tokenizer, corpus, config, path))
+        with autocast(device, options.precision):
+            measured.append(measure_model(model.to(device), tokenizer, corpus, config, path))
     first, *others = measured
     return {
         "corpus": name,

@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 import tyro
+from .canvases import EncodedCorpus, encode_corpus
 from .checkpoints import atomic_write, read_json, restore_checkpoint
-from .chunk_trm import ChunkTRM, ChunkTRMConfig
+from .chunk_baseline import ChunkTRMConfig
+from .chunk_trm import ChunkTRM
 from .cli import Decided, also, an, flags_of, refuse_foreign, same_names
 from .corpora import load_corpus
 from .curves import learning_curve
@@ -30,10 +32,11 @@ from .likelihood import bits_per_byte
 from .lira import LatentCanvasConfig, LatentCanvasModel
 from .models import CausalLM, PretrainedModel
 from .objectives import MaskedLM
+from .schedules import PROGRESSIVE, Stage, TrainConfig
 from .tales import Tales
-from .tokenizers import EncodedCorpus, Tokenizer, encode_corpus, load_tokenizer
-from .tokenizers import train_tokenizer
-from .training import PROGRESSIVE, Stage, TrainConfig, TrainResult, fit, make_accelerator
+from .tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from .training import TrainResult, fit
+from .updates import make_accelerator
 
 # %% ../nbs/appendix_cli_train.ipynb #1776e158
 class Habits(NamedTuple):
@@ -273,11 +276,8 @@ def train_config(
     doesn't have."""
     config = TrainConfig(
         **same_names(
-            TrainConfig,
-            options,
-            device=pick_device(options.device, options.gpu),
-            precision="fp16" if options.fp16 else options.precision,
-            checkpoint_dir=str(directory),
+            TrainConfig, options, device=pick_device(options.device, options.gpu),
+            precision="fp16" if options.fp16 else options.precision, checkpoint_dir=str(directory),
             progress=options.progress and sys.stderr.isatty(),
         )
     )

@@ -19,14 +19,15 @@ import torch
 import tyro
 from rich.console import Console
 from torch import Tensor
+from .appending import generate_left_to_right
 from .checkpoints import atomic_write, load_checkpoint
 from .cli import also, an, flags_of, refuse_foreign
-from .devices import pick_device
+from .devices import Precision, autocast, pick_device
 from .evaluation import known, rows_at_once
-from .models import CausalLM, default_policy, revises
-from .policies import EntropyThreshold, RefineGate, ThresholdRemasking, TopK
+from .models import CausalLM, default_policy, device_of, revises
 from .player import save_gif, save_player
-from .samplers import Trajectory, generate_left_to_right, make_canvas, refine
+from .policies import EntropyThreshold, RefineGate, ThresholdRemasking, TopK
+from .samplers import Trajectory, make_canvas, refine
 from .strips import trajectory_strip
 from .tokenizers import Tokenizer
 from .trajectories import trajectory_table
@@ -79,6 +80,9 @@ class Writing:
     temperature: float | None = None
     seed: int = 0  # text i is drawn with seed + i
     device: Literal["cpu", "cuda", "mps"] | None = None  # the best there is where None
+    # of the network's arithmetic; auto: bf16 where the device multiplies it natively. In fp32 a
+    # seed's text depends on the machine least
+    precision: Precision = "fp32"
     gpu: int | None = None  # number of the CUDA device
 
 @dataclass(kw_only=True)
@@ -300,20 +304,23 @@ def write(
     "Write the texts that the options ask for; ValueError for what can't be written."
     check_number(options.num_samples)
     temperature, end = temperature_of(model, options), tokenizer.eos_token_id
+    arithmetic = autocast(device_of(model), options.precision)
     if isinstance(options.sampler, InOrder):
-        return generate_left_to_right(
-            model, [encode(options.prompt, tokenizer)] * options.num_samples, options.gen_length,
-            temperature, options.seed, options.sampler.top_k, options.sampler.top_p, end,
-            tokenizer.mask_token_id,
-        )
+        with arithmetic:
+            return generate_left_to_right(
+                model, [encode(options.prompt, tokenizer)] * options.num_samples,
+                options.gen_length, temperature, options.seed, options.sampler.top_k,
+                options.sampler.top_p, end, tokenizer.mask_token_id,
+            )
     canvas = canvas_of(model, tokenizer, options)
     calls = calls_of(
         model, options.sampler, int((canvas == tokenizer.mask_token_id).sum(1).max())
     )
-    return refine(
-        model, canvas, options.sampler.rule, calls, temperature, options.seed, eos_token_id=end,
-        record=getattr(options, "show", True),
-    )
+    with arithmetic:
+        return refine(
+            model, canvas, options.sampler.rule, calls, temperature, options.seed,
+            eos_token_id=end, record=getattr(options, "show", True),
+        )
 
 # %% ../nbs/appendix_cli_write.ipynb #fd988eb2
 def terminal() -> Console:

@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TextIO, TypeAlias
 import datasets
 import huggingface_hub
-import importlib
 import pooch
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -366,21 +366,18 @@ def _downloading(name: str):
     "Say in one sentence that a corpus can't be had, and how it can."
     try: yield
     except Exception as error:
-        mend = (f"give tales, {', '.join(LOCAL)}, a {', '.join(KINDS)} file, "
-                "or the name of a hub dataset that can be reached")
-        if name in LOCAL:
-            mend = ("connect to the network, or set SHIMMER_DATA to a folder "
-                    f"that holds {LOCAL[name][0]}")
+        fix = ("connect to the network, or set SHIMMER_DATA to a folder that holds "
+               f"{LOCAL[name][0]}" if name in LOCAL else f"give tales, {', '.join(LOCAL)}, a {', '.join(KINDS)} file, "
+               "or the name of a hub dataset that can be reached")
         raise FileNotFoundError(f"corpus {name!r} was not found here and could not be downloaded "
-                                f"({_reason(error)}): {mend}") from error
+                                f"({_reason(error)}): {fix}") from error
 
 def _fetch(url: str, sha256: str) -> Path:
     "A file from the network, kept in SHIMMER_CACHE; ValueError where its content is another."
     folder = Path(os.environ.get("SHIMMER_CACHE") or Path.home() / ".cache" / "shimmer")
     pooch.get_logger().setLevel("WARNING")
-    downloader = pooch.HTTPDownloader(timeout=20)
-    name = f"{sha256[:16]}.txt"
-    return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=downloader))
+    get, name = pooch.HTTPDownloader(timeout=20), f"{sha256[:16]}.txt"
+    return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=get))
 
 # %% ../nbs/01_corpora.ipynb #52988576
 def _from_hub(repository: str, streaming: bool, revision: str | None) -> dict[str, Rows]:
@@ -429,8 +426,7 @@ def load_corpus(
     if name == "tales": return _load_tales(limit, streaming)
     if name == "moses":
         # a higher floor, asked for by name
-        load_moses = importlib.import_module("shimmer.molecules").load_moses
-        corpus = load_moses(limit, streaming, revision)
+        corpus = resolve_name("shimmer.molecules:load_moses")(limit, streaming, revision)
     elif name in LOCAL and (files := local_files(name)):
         train, *valid = files
         corpus = _read_file(train, streaming, limit, valid=valid[0] if valid else None, name=name)
@@ -441,8 +437,8 @@ def load_corpus(
         _check_suffix(path)
         corpus = _read_file(path, streaming, limit, text_column)
     elif _kind(path)[0] in KINDS or path.is_absolute() or path.exists():
-        ends = ", ".join(KINDS)
-        raise FileNotFoundError(f"{path} is no file: check the path, it should end in {ends}")
+        raise FileNotFoundError(f"{path} is no file: check the path, it should end in one of "
+                                f"{', '.join(KINDS)}")
     else: corpus = _split_rows(hub_dataset(name, streaming, revision), name, limit, text_column)
     for split, rows in (("training", corpus.train), ("validation", corpus.valid)):
         if next(iter(rows), None) is None:

@@ -87,11 +87,12 @@ def autocast(
 @contextmanager
 def compiled(
     model: nn.Module,
-    parts: tuple[str, ...],  # names of submodules
+    parts: tuple[str, ...],  # names of submodules; one that the model does without is None there
 ):
     "torch.compile the named parts of a model within the block."
+    found = [part for name in parts if (part := getattr(model, name)) is not None]
     try:
-        for name in parts: getattr(model, name).compile()
+        for part in found: part.compile()
         yield
     finally:
-        for name in parts: getattr(model, name)._compiled_call_impl = None
+        for part in found: part._compiled_call_impl = None

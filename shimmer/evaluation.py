@@ -12,21 +12,24 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from scipy.stats import mannwhitneyu
 from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
+from .appending import generate_left_to_right
+from .calibration import calibration, confidence_at_filled, confidence_at_masked
+from .calibration import confidence_gap
+from .canvases import encode_corpus
 from .corpora import Corpus
 from .corruption import draw_noise, mask_tokens, real_tokens
 from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll
 from .likelihood import paired_difference, token_nats
-from .metrics import calibration, confidence_at_filled, confidence_at_masked, confidence_gap
 from .metrics import generation_metrics, judge_tales, split_words
 from .models import CausalLM, device_of, evaluation_mode, revises
 from .molecules import molecule_metrics
 from .policies import sample_categorical, sampling_device
-from .samplers import Trajectory, generate_by_refinement, generate_left_to_right
-from .samplers import generate_topk
-from .tokenizers import Tokenizer, encode_corpus
+from .samplers import Trajectory, generate_by_refinement, generate_topk
+from .tokenizers import Tokenizer
 
 # %% ../nbs/appendix_evaluation.ipynb #d2ad50b6
 @dataclass(kw_only=True)
@@ -316,13 +319,10 @@ def auroc(
             f"score has shape {tuple(score.shape)}, answer {tuple(answer.shape)}: give one of "
             "each for every question, [N]"
         )
-    order, answer = score.double(), answer.bool()
-    values, inverse, counts = order.unique(return_inverse=True, return_counts=True)
-    rank = (counts.cumsum(0) - (counts - 1) / 2)[inverse]  # mean rank of equals, from 1 on
-    yes, no = int(answer.sum()), int((~answer).sum())
-    return (
-        ((rank[answer].sum() - yes * (yes + 1) / 2) / (yes * no)).item() if yes and no else math.nan
-    )
+    score, answer = score.double().cpu(), answer.bool().cpu()
+    yes, no = score[answer], score[~answer]
+    if not len(yes) or not len(no): return math.nan
+    return float(mannwhitneyu(yes, no, method="asymptotic").statistic) / (len(yes) * len(no))
 
 @torch.no_grad()
 def judged_fills(

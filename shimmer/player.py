@@ -15,8 +15,9 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from .samplers import Trajectory
 from .tokenizers import Tokenizer
-from .trajectories import FRAMES_CSS, HTML, KEY_HTML, KINDS, PAPER, canvas_html
-from .trajectories import frames_of, read_asset, tint, words_of
+from .trajectories import FRAMES_CSS, HTML, KEY_HTML, PAPER, canvas_html, frames_of
+from .trajectories import read_asset, tint, words_of
+from .trajectories import KINDS
 
 # %% ../nbs/appendix_player.ipynb #60dea6c4
 def _json(data: dict) -> str:

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch, Rectangle
 from .curves import Drawing
 from .samplers import Trajectory
 from .tokenizers import Tokenizer
-from .trajectories import PAPER, Cell, cut_bands, frames_of, text_width, tint
+from .trajectories import Cell, PAPER, cut_bands, frames_of, text_width, tint
 
 # %% ../nbs/appendix_strips.ipynb #b14a85c0
 def _even_bands(columns: list[int], room: int) -> list[range]:

@@ -13,7 +13,8 @@ import shimmer.models
 from shimmer import cli
 from shimmer.checkpoints import load_checkpoint
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
-from shimmer.models import checkpoint_directory, load_model, shipped_canvases
+from shimmer.loading import checkpoint_directory, shipped_canvases
+from shimmer.models import load_model
 from shimmer.samplers import generate_topk
 from shimmer.tales import Tales
 

@@ -200,10 +200,10 @@ def test_evaluate_measures_and_writes_json(run, shared):
 
 
 def test_evaluate_agrees_with_the_library(run, shared, monkeypatch):
+    from shimmer.canvases import encode_corpus
     from shimmer.checkpoints import load_checkpoint
     from shimmer.corpora import load_corpus
     from shimmer.likelihood import bits_per_byte, duel_nll, left_to_right_nll, nelbo, paired_difference
-    from shimmer.tokenizers import encode_corpus
     assert run(f"evaluate --checkpoint checkpoints/tiny checkpoints/tiny_gpt {MEASURED} --seed 5 --output library.json")[0] == 0
     found = json.loads((shared / "library.json").read_text())
     (lira, tokenizer), (gpt, _) = (load_checkpoint(f"checkpoints/{name}") for name in ("tiny", "tiny_gpt"))
@@ -475,6 +475,16 @@ def test_choices_are_the_samplers_own():
     assert set(typing.get_args(typing.get_type_hints(cli_write.OnCanvas)["policy"])) == {"auto", *cli_write.POLICIES}
     hints = typing.get_type_hints(TopK)
     assert hints["order"] == Order and hints["schedule"] == Schedule
+
+
+@pytest.mark.parametrize("precision", ["bf16", "auto", "fp32"])
+def test_texts_and_figures_come_in_any_precision(run, precision, monkeypatch):
+    seen, autocast = [], cli_write.autocast
+    for module in (cli_write, cli_evaluate): monkeypatch.setattr(module, "autocast", lambda device, asked: (seen.append(asked), autocast(device, asked))[1])
+    code, out, err = run(f"generate --checkpoint checkpoints/tiny --num_steps 3 --device cpu --precision {precision}")
+    assert (code, err) == (0, "") and out.strip() and seen == [precision]
+    code, out, err = run(f"evaluate --checkpoint checkpoints/tiny --num_texts 2 --num_ordered 1 --draws 1 --num_written 2 --device cpu --precision {precision}")
+    assert (code, err) == (0, "") and "bits" in out and seen == [precision] * 2
 
 
 def test_flags_reach_what_they_are_named_after(shared):

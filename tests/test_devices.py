@@ -5,17 +5,19 @@ from fake_device import DEVICE, Away, fake_device
 from torch.nn import functional as F
 
 from shimmer import samplers
-from shimmer.chunk_trm import ChunkBaseline, ChunkBaselineConfig, ChunkTRM, ChunkTRMConfig
+from shimmer.appending import append_tokens, generate_left_to_right
+from shimmer.calibration import confidence_at_filled, confidence_at_masked
+from shimmer.chunk_baseline import ChunkBaseline, ChunkBaselineConfig, ChunkTRMConfig
+from shimmer.chunk_trm import ChunkTRM
 from shimmer.corruption import Batch, draw_noise
 from shimmer.evaluation import judged_fills
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel
 from shimmer.likelihood import duel_nll, exact_nelbo, left_to_right_nll, nelbo, nll
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
-from shimmer.metrics import confidence_at_filled, confidence_at_masked
 from shimmer.models import device_of
 from shimmer.policies import EntropyThreshold, Order, RefineGate, ThresholdRemasking, TopK
-from shimmer.samplers import append_tokens, generate_left_to_right, make_canvas, refine
+from shimmer.samplers import make_canvas, refine
 
 
 @pytest.mark.parametrize("ask, error, words", [

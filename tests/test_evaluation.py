@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import shimmer.evaluation as evaluation
+from shimmer.calibration import calibration, confidence_at_filled, confidence_gap
 from shimmer.corpora import load_corpus
 from shimmer.evaluation import EvalConfig, auroc, compare_measured, confidence_figures, interval, likelihoods, measure_model, rows_at_once, scored_canvases, written_texts
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
-from shimmer.metrics import calibration, confidence_at_filled, confidence_gap
 from shimmer.tokenizers import train_tokenizer
 
 FEW = EvalConfig(num_texts=4, num_ordered=2, draws=2, num_written=5, seed=3)

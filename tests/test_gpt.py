@@ -9,15 +9,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
+from shimmer.appending import append_tokens, check_prompts, generate_left_to_right, top_k_top_p_filter
+from shimmer.canvases import encode_corpus
 from shimmer.corruption import Batch
 from shimmer.devices import compiled
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.layers import KVCache, rotary_angles
 from shimmer.models import load_model
 from shimmer.objectives import NextToken
-from shimmer.samplers import append_tokens, check_prompts, generate_left_to_right, top_k_top_p_filter
-from shimmer.tokenizers import WordTokenizer, encode_corpus
-from shimmer.training import Stage, TrainConfig, fit
+from shimmer.schedules import Stage, TrainConfig
+from shimmer.tokenizers import WordTokenizer
+from shimmer.training import fit
 
 V, BOS, PAD, EOS = 9, 7, 8, 7  # ids 0..6 are words
 LENGTH = 12

@@ -170,7 +170,7 @@ def test_another_seed_draws_other_masks(lira):
 
 def test_an_impossible_token_costs_infinitely_much():
     model = Recorder(3, 2)
-    model.denoise = lambda ids, state=None: Prediction(torch.tensor([0.0, 0.0, -math.inf]).expand(*ids.shape, 3))
+    model.denoise = lambda ids, state=None, at=None: Prediction(torch.tensor([0.0, 0.0, -math.inf]).expand(*ids.shape, 3)).at(at)
     assert nelbo(model, torch.tensor([[0, 1], [0, 2]]), draws=2).tolist() == [pytest.approx(2 * math.log(2)), math.inf]
 
 

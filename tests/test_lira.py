@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from shimmer import layers
 from shimmer.corruption import Batch, draw_noise, mask_tokens
+from shimmer.devices import compiled
 from shimmer.layers import rotary_angles
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel, MAX_LOOPS, RefineBlock
 from shimmer.models import load_model
@@ -250,3 +252,28 @@ def test_blocks_keep_the_latent_at_one_size():
 def test_a_shape_that_cannot_be_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}"):
         LatentCanvasConfig(**{"vocab_size": 9, field: value})
+
+
+# fast attention, and what is compiled
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_mask_is_left_out_only_where_nothing_is_padded(monkeypatch, padded):
+    torch.manual_seed(0)
+    model = LatentCanvasModel(LatentCanvasConfig(9, hidden_size=16, num_layers=1, num_heads=2, max_seq_len=6, pad_token_id=8, num_prelude_layers=1)).eval()
+    ids = torch.randint(8, (3, 6), generator=torch.Generator().manual_seed(0))
+    if padded: ids[1, 4:] = 8
+    usual, seen = model(ids).logits, []
+    attend = layers.attend
+    monkeypatch.setattr(layers, "masks_cost", lambda device: True)
+    monkeypatch.setattr(layers, "attend", lambda q, k, v, mask=None, causal=False: (seen.append(mask is not None), attend(q, k, v, mask, causal))[1])
+    torch.testing.assert_close(model(ids).logits, usual)
+    assert seen and set(seen) == {padded}
+
+
+def test_prelude_and_coda_are_compiled_where_there_are_any(monkeypatch):
+    compiled_modules = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled_modules.append(self))
+    for options, count in ((dict(), 1), (dict(num_prelude_layers=1, num_coda_layers=1), 3)):
+        model = LatentCanvasModel(LatentCanvasConfig(9, hidden_size=16, num_layers=1, num_heads=2, max_seq_len=6, **options))
+        compiled_modules.clear()
+        with compiled(model, model.compiled_parts): assert len(compiled_modules) == count and model.refine_block in compiled_modules

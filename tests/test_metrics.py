@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shimmer import metrics
+from shimmer.calibration import calibration, confidence_at_filled, confidence_at_masked, confidence_gap, reliability_diagram
 from shimmer.gpt import GPTConfig, GPTModel
+from shimmer.metrics import TOPICS, Topic, coherence, coherence_controls, consecutive_repetition, diversity, generation_metrics, generation_perplexity, judge_tales, ngrams, repetition, self_similarity, shuffle_words, split_words, token_entropy, wilson_interval
 from shimmer.models import Prediction
 from shimmer.tales import Tales
-from shimmer.metrics import (TOPICS, Topic, calibration, coherence, coherence_controls, confidence_at_filled, confidence_at_masked, confidence_gap, consecutive_repetition, diversity,
-                             generation_metrics, generation_perplexity, judge_tales, ngrams,
-                             reliability_diagram, repetition, self_similarity, shuffle_words, split_words, token_entropy, wilson_interval)
 
 texts_of_ids = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=6)
 probabilities = st.floats(0, 1, width=32)

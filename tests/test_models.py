@@ -10,14 +10,16 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from shimmer.appending import append_tokens
 from shimmer.checkpoints import load_checkpoint
-from shimmer.chunk_trm import ChunkTRM, ChunkTRMConfig
+from shimmer.chunk_baseline import ChunkTRMConfig
+from shimmer.chunk_trm import ChunkTRM
 from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import CausalLM, Denoiser, EIGHT_SENTENCES, ExactDenoiser, Prediction, PretrainedModel, default_policy, init_weights, load_model, revises
 from shimmer.policies import EntropyThreshold, RefineGate, TopK
-from shimmer.samplers import append_tokens, generate_topk, make_canvas, refine
+from shimmer.samplers import generate_topk, make_canvas, refine
 from shimmer.tokenizers import WordTokenizer
 
 # checkpoints
@@ -129,13 +131,13 @@ def test_a_field_left_out_has_its_default(saved):
 
 @pytest.mark.parametrize("source", ["no-such-model", "./a/b", "/no/such/dir", "a/b/c", "a\\b", "", "a/"])
 def test_paths_that_lead_nowhere(source, monkeypatch):
-    monkeypatch.setattr("shimmer.models.hf_hub_download", lambda *args, **kwargs: pytest.fail("the Hub was asked for a path"))
+    monkeypatch.setattr("shimmer.loading.hf_hub_download", lambda *args, **kwargs: pytest.fail("the Hub was asked for a path"))
     refused(lambda: load_model(source), FileNotFoundError, source, "config.json" if source == "" else "save_pretrained")
 
 
 def test_a_path_below_an_existing_directory_is_no_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("shimmer.models.hf_hub_download", lambda *args, **kwargs: pytest.fail("the Hub was asked for a path"))
+    monkeypatch.setattr("shimmer.loading.hf_hub_download", lambda *args, **kwargs: pytest.fail("the Hub was asked for a path"))
     (tmp_path / "runs").mkdir()
     refused(lambda: load_model("runs/best"), FileNotFoundError, "runs/best", "is not a directory")
     refused(lambda: load_model(tmp_path / "model.safetensors"), FileNotFoundError, "is not a directory")
@@ -150,7 +152,7 @@ def test_a_hub_id_is_fetched_with_the_options_given(saved, monkeypatch):
     def download(repo, name, **options):
         asked.append((repo, name, options["revision"]))
         return str(saved / name)
-    monkeypatch.setattr("shimmer.models.hf_hub_download", download)
+    monkeypatch.setattr("shimmer.loading.hf_hub_download", download)
     assert type(load_model("owner/toy", revision="v1")) is Toy
     assert asked == [("owner/toy", "config.json", "v1"), ("owner/toy", "model.safetensors", "v1")]
 

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from PIL import Image
 
+from shimmer.trajectories import KINDS
 from shimmer.player import save_gif, save_player, trajectory_player
 from shimmer.samplers import Trajectory
 from shimmer.tokenizers import CharTokenizer
-from shimmer.trajectories import KINDS, frames_of
+from shimmer.trajectories import frames_of
 from told import MASK_ID, WORDS, Reader, any_names, any_titles, named, player_data, trajectories, trajectory, two_rows
 
 

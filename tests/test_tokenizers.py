@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings, strategies as st
 
-from shimmer import tokenizers as module
-from shimmer.tokenizers import (TOKENIZER_FILE, CharTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, WordTokenizer, check_contract,
-                                encode_corpus, load_tokenizer, special_token_ids, train_tokenizer)
+from shimmer import canvases, subwords
+from shimmer.canvases import encode_corpus
+from shimmer.subwords import HuggingFaceTokenizer, SentencePieceTokenizer
+from shimmer.tokenizers import CharTokenizer, TOKENIZER_FILE, WordTokenizer, check_contract, load_tokenizer, special_token_ids, train_tokenizer
 
 TEXTS = ["Once upon a time there was a small fox.\nIt ran to the hill, and the hill was green.",
          "The old owl said: \"Come in, little fox, it is cold.\" So the fox came in.",
@@ -240,7 +241,7 @@ def test_sizes_that_cannot_be_met_say_what_can():
 
 
 def test_no_training_text_is_lost_to_tabs_or_length():
-    lines = list(module._training_lines(["a\tb\u2581c\0d\n\ne", "x" * 10_000]))
+    lines = list(subwords._training_lines(["a\tb\u2581c\0d\n\ne", "x" * 10_000]))
     assert lines[:5] == list("abcde") and "".join(lines[5:]) == "x" * 10_000 and max(map(len, lines)) == 4096
 
 
@@ -336,10 +337,10 @@ def test_windows_are_the_joined_text_less_a_remainder(tmp_path_factory, train, l
 
 
 def test_batches_of_texts_do_not_change_the_canvases(tmp_path, monkeypatch):
-    one, batches = corpus(TEXTS * 5, TEXTS, documents=False), module._text_batches
+    one, batches = corpus(TEXTS * 5, TEXTS, documents=False), canvases._text_batches
     tokenizer = CharTokenizer.train(TEXTS)
     whole = encode_corpus(one, tokenizer, 16, tmp_path / "a").train["ids"][:]
-    monkeypatch.setattr(module, "_text_batches", lambda split: batches(split, characters=50))
+    monkeypatch.setattr(canvases, "_text_batches", lambda split: batches(split, characters=50))
     assert torch.equal(whole, encode_corpus(one, tokenizer, 16, tmp_path / "b").train["ids"][:])
 
 
@@ -349,7 +350,7 @@ def test_texts_are_streamed_in_bounded_batches():
         for i in range(5000):
             made.append(i)
             yield {"text": "x" * 100}
-    first = next(module._text_batches(IterableDataset.from_generator(texts), characters=10_000))
+    first = next(canvases._text_batches(IterableDataset.from_generator(texts), characters=10_000))
     assert len(first) == 100 and len(made) < 1000
 
 
@@ -370,7 +371,7 @@ def test_the_cache_is_keyed_by_everything_the_rows_depend_on(family, tmp_path):
                 (corpus(TEXTS, TEXTS[:1], documents=False), family["char"], 32)]
     assert len({tuple(encode_corpus(*variant, tmp_path).train["ids"][:].flatten().tolist()) for variant in variants}) == len(variants)
     moved = [TEXTS[0] + TEXTS[1][:4], TEXTS[1][4:], *TEXTS[2:]]
-    assert module._split_key(corpus(moved, TEXTS).train, "x", []) != module._split_key(corpus(TEXTS, TEXTS).train, "x", [])
+    assert canvases._split_key(corpus(moved, TEXTS).train, "x", []) != canvases._split_key(corpus(TEXTS, TEXTS).train, "x", [])
 
 
 def test_a_second_call_encodes_nothing(family, tmp_path, monkeypatch):
@@ -387,8 +388,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
         calls.append(texts)
         if len(calls) > 1: raise KeyboardInterrupt
         return encode(self, texts)
-    batches = module._text_batches
-    monkeypatch.setattr(module, "_text_batches", lambda split: batches(split, characters=50))
+    batches = canvases._text_batches
+    monkeypatch.setattr(canvases, "_text_batches", lambda split: batches(split, characters=50))
     monkeypatch.setattr(CharTokenizer, "encode_batch", interrupted)
     with pytest.raises(KeyboardInterrupt): encode_corpus(one, CharTokenizer.train(TEXTS), 32, tmp_path)
     assert len(calls) == 2 and os.listdir(tmp_path) == []
@@ -409,7 +410,7 @@ def test_large_vocabularies_are_stored_whole(tmp_path):
 
 def test_a_full_disk_names_the_cache(tmp_path, family, monkeypatch):
     def full(*args): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr(canvases.os, "replace", full)
     with pytest.raises(OSError, match="toy.train could not be written to .*No space left.*SHIMMER_CACHE"): encode_corpus(corpus(TEXTS, TEXTS), family["char"], 32, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -18,14 +18,24 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import shimmer.checkpoints as checkpoints
-import shimmer.training as training
+from shimmer import canvases, optimizers, updates
+from shimmer.canvases import Canvases, EncodedCorpus
+from shimmer.chunk_baseline import ChunkBaseline, ChunkTRMConfig
+from shimmer.chunk_trm import ChunkTRM
 from shimmer.checkpoints import load_checkpoint, restore_checkpoint, save_checkpoint
+from shimmer.corruption import Batch
 from shimmer.devices import autocast, native_precision, resolve_precision
+from shimmer.gpt import GPTConfig, GPTModel
+from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel
+from shimmer.likelihood import nll
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import Prediction, PretrainedModel
 from shimmer.objectives import MaskedLM
-from shimmer.tokenizers import EncodedCorpus, WordTokenizer
-from shimmer.training import BaseTrainer, Canvases, DataSchedule, Stage, TrainConfig, evaluation_weights, fit, flops_per_update, lr_scale, make_accelerator, make_optimizers
+from shimmer.optimizers import make_optimizers
+from shimmer.schedules import DataSchedule, Stage, TrainConfig, lr_scale
+from shimmer.tokenizers import WordTokenizer
+from shimmer.training import fit, flops_per_update
+from shimmer.updates import BaseTrainer, evaluation_weights, make_accelerator
 
 WORDS = " ".join("abcdefghijklmnopqrst")
 TIMES = ("seconds", "tokens_per_second")
@@ -334,6 +344,32 @@ def test_accumulated_batches_equal_whole_ones(parts, corpus):
     for a, b in zip(timeless(whole.log), timeless(cut.log), strict=True): assert a == pytest.approx(b, abs=1e-4)
 
 
+def padded_models():
+    "Models whose losses average over positions, of which the parts of a batch have different numbers."
+    special = dict(vocab_size=22, mask_token_id=22, pad_token_id=21, eos_token_id=20)
+    gate = ImplicitRefinementConfig(**special, hidden_size=8, num_layers=1, num_heads=2, max_seq_len=12, dropout=0.0, diversity_weight=0.0, use_refine_gate=True)
+    chunks = dict(vocab_size=22, pad_token_id=21, context_size=10, chunk_size=2, embed_dim=8, n_heads=2, dropout=0.0)
+    yield "gate", lambda: ImplicitRefinementModel(gate)
+    yield "next token", lambda: GPTModel(GPTConfig(22, hidden_size=8, num_layers=1, num_heads=2, max_seq_len=12, dropout=0.0, pad_token_id=21, bos_token_id=20))
+    yield "chunk baseline", lambda: ChunkBaseline(ChunkTRMConfig(**chunks))
+    yield "chunk-TRM", lambda: ChunkTRM(ChunkTRMConfig(**chunks))
+
+
+@pytest.mark.parametrize("name", ["gate", "next token", "chunk baseline", "chunk-TRM"])
+def test_means_over_positions_weigh_parts_by_what_they_average_over(name):
+    """Rows of one to twelve tokens, so that equally long parts hold unequally many."""
+    ids = torch.randint(20, (8, 12), generator=torch.Generator().manual_seed(0))
+    ids[torch.arange(12) > torch.arange(8)[:, None] * 11 // 7] = 21
+    schedule = DataSchedule((Stage("all", epochs=3, data_fraction=1.0),), 8, 8, 0)
+    def run(**options):
+        torch.manual_seed(0)
+        trainer = BaseTrainer(dict(padded_models())[name](), Canvases(ids), schedule, make_config(optimizer="adamw", lr=1e-3, clip=1e9, ema_decay=0.0, **options))
+        return trainer.model, trainer.update()
+    (_, once), (_, parts) = run(), run(gradient_accumulation=8)
+    assert once["loss"].item() == pytest.approx(parts["loss"].item(), abs=1e-5)
+    assert once["grad_norm"].item() == pytest.approx(parts["grad_norm"].item(), rel=1e-4)
+
+
 TWO = """
 import os, sys
 sys.path.insert(0, {tests!r})
@@ -422,29 +458,29 @@ def muon_steps(kind, steps=3):
 
 
 def test_muon_is_pytorchs_where_bf16_is_native(monkeypatch):
-    monkeypatch.setattr(training, "native_precision", lambda device: "bf16")
-    for mine, theirs in zip(muon_steps(training.Muon)[0], muon_steps(torch.optim.Muon)[0]): assert mine.equal(theirs)
+    monkeypatch.setattr(optimizers, "native_precision", lambda device: "bf16")
+    for mine, theirs in zip(muon_steps(optimizers.Muon)[0], muon_steps(torch.optim.Muon)[0]): assert mine.equal(theirs)
 
 
 def test_muon_in_fp32_takes_the_same_steps_and_multiplies_nothing_in_bf16(monkeypatch):
-    monkeypatch.setattr(training, "native_precision", lambda device: "fp32")
+    monkeypatch.setattr(optimizers, "native_precision", lambda device: "fp32")
     class NoHalves(TorchDispatchMode):
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
             assert not any(isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 for a in args), op
             return op(*args, **(kwargs or {}))
-    with NoHalves(): mine, held = muon_steps(training.Muon)
+    with NoHalves(): mine, held = muon_steps(optimizers.Muon)
     theirs, kept = muon_steps(torch.optim.Muon)
     for p, q in zip(mine, theirs): assert torch.allclose(p, q, atol=0.02)  # bf16 has two to three digits
     for i in kept: assert held[i].keys() == kept[i].keys() and held[i]["momentum_buffer"].equal(kept[i]["momentum_buffer"])
-    group = training.Muon([nn.Parameter(torch.zeros(2, 2))], lr=0.1).param_groups[0]
+    group = optimizers.Muon([nn.Parameter(torch.zeros(2, 2))], lr=0.1).param_groups[0]
     for shape in ((7, 31), (31, 7), (9, 9)):
-        values = torch.linalg.svdvals(training.newton_schulz(torch.randn(shape, generator=torch.Generator().manual_seed(1)), group))
+        values = torch.linalg.svdvals(optimizers.newton_schulz(torch.randn(shape, generator=torch.Generator().manual_seed(1)), group))
         assert 0.3 < values.min() and values.max() < 1.3
 
 
 def test_muon_leaves_alone_what_has_no_gradient_and_returns_what_the_closure_returns():
     still, moved = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.eye(3))
-    optimizer = training.Muon([still, moved], lr=0.1)
+    optimizer = optimizers.Muon([still, moved], lr=0.1)
     def closure():
         optimizer.zero_grad()
         loss = (moved**2).sum()
@@ -546,7 +582,7 @@ def test_a_row_averages_the_updates_since_the_last_one(corpus):
 
 def test_validation_is_of_the_weights_that_are_kept(corpus, unbroken):
     ids = torch.as_tensor(corpus.valid[:4]["ids"]).long()
-    assert training.nll(unbroken.model, ids, draws=2, seed=0).mean().item() == pytest.approx(unbroken.log[-1]["valid_nats"], rel=1e-9)
+    assert nll(unbroken.model, ids, draws=2, seed=0).mean().item() == pytest.approx(unbroken.log[-1]["valid_nats"], rel=1e-9)
 
 
 def test_another_bound_can_be_asked_for_and_one_text_has_no_nan(corpus):
@@ -868,7 +904,7 @@ def test_supervised_updates_equal_the_loop_written_out(corpus):
     average, moves = plain.bias.detach().clone(), 0
     for step in range(3):
         stage, rows, noise, _ = plan.batch(step, 12)
-        batch, losses = training.Batch(torch.as_tensor(corpus.train[rows.tolist()]["ids"]), noise), []
+        batch, losses = Batch(torch.as_tensor(corpus.train[rows.tolist()]["ids"]), noise), []
         for _ in range(3):
             for group in adamw.param_groups: group["lr"] = config.lr * lr_scale(step, plan.total, config)
             out = plain.loss(batch)
@@ -939,7 +975,7 @@ def test_a_tensor_and_a_dataset_train_as_the_corpus_does(corpus, unbroken, tmp_p
 
 
 def test_canvases_read_from_files_train_as_those_held(corpus, unbroken, monkeypatch):
-    monkeypatch.setattr(training, "Canvases", lambda data, *args, **options: Canvases(data, held_bytes=0))
+    monkeypatch.setattr(canvases, "Canvases", lambda data, *args, **options: Canvases(data, held_bytes=0))
     assert same(fit(make_model(), corpus, STAGES, make_config()).model, unbroken.model)
 
 
@@ -1028,7 +1064,7 @@ def test_a_skipped_update_moves_neither_average_nor_learning_rate(corpus):
 
 
 def test_a_run_whose_every_update_is_skipped_is_dead(corpus, monkeypatch):
-    monkeypatch.setattr(training, "MOST_SKIPPED", 4)
+    monkeypatch.setattr(updates, "MOST_SKIPPED", 4)
     trainer = skipping(corpus, lambda n: True)
     for _ in range(3): trainer.update()
     with pytest.raises(ValueError, match="4 updates in a row overflowed in fp16"): trainer.update()
