@@ -151,15 +151,17 @@ IN_SHORT = {  # a chapter in eight words at most, for the map
     "13_updates.ipynb": "Moving weights in parts, precisions and processes",
     "14_training.ipynb": "One trainer, validated, logged, resumed exactly",
     "15_samplers.ipynb": "One loop that fills canvases, under any policy",
-    "16_appending.ipynb": "One token after another, with its tail cut",
-    "17_trajectories.ipynb": "Watch a canvas fill, call by call",
-    "18_gpt.ipynb": "The baseline that refinement has to beat",
-    "19_metrics.ipynb": "What counting texts can tell, and cannot",
-    "20_calibration.ipynb": "Whether a stated confidence comes true",
-    "21_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
-    "22_chunk_baseline.ipynb": "The rival of the same size, in chunks",
-    "23_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
-    "24_cli.ipynb": "Train, write, measure and draw from a terminal",
+    "16_decoding.ipynb": "The field's rules: exact, fast, taking back",
+    "17_speculation.ipynb": "Many tokens a call, verified, with a likelihood",
+    "18_appending.ipynb": "One token after another, with its tail cut",
+    "19_trajectories.ipynb": "Watch a canvas fill, call by call",
+    "20_gpt.ipynb": "The baseline that refinement has to beat",
+    "21_metrics.ipynb": "What counting texts can tell, and cannot",
+    "22_calibration.ipynb": "Whether a stated confidence comes true",
+    "23_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
+    "24_chunk_baseline.ipynb": "The rival of the same size, in chunks",
+    "25_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
+    "26_cli.ipynb": "Train, write, measure and draw from a terminal",
 }
 
 
@@ -227,13 +229,13 @@ def _compared(most, model, measure, way):
 
 
 ARCHITECTURES = [
-    Architecture("GPT", "[@gpt], [A fair rival: GPT](18_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
+    Architecture("GPT", "[@gpt], [A fair rival: GPT](20_gpt.ipynb)", ("causal", "the next token", "next-token cross-entropy: exact nats", "exact, one call a text", "1", "no", "keys and values of what was read"), _compared("", *GPT, "GPT")),
     Architecture("BERT", "[@bert]", ("both ways", "the masked tokens", "masked cross-entropy at one ratio", "none: the objective is no bound", "not made to write", "no", "nothing")),
     Architecture("LLaDA", "[@llada]", ("both ways", "every masked token", "masked cross-entropy over all ratios, each weighted by 1/t: a bound", "a bound; exact along an order", "any number", "by re-masking", "nothing")),
     Architecture("LIRA", "[@lira], [LIRA](10_lira.ipynb)", ("both ways, one block K times", "every masked token, and confidence", "masked cross-entropy over all ratios, and the confidence head's", "a bound; exact along an order", "any number", "by re-masking", "nothing; the latent, as an option"), _compared("at most ", *LIRA, "LIRA, random order")),
-    Architecture("Imadarem", "[@imadarem; @imadaremv], [Imadarem and its gate](21_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
+    Architecture("Imadarem", "[@imadarem; @imadaremv], [Imadarem and its gate](23_imadarem.ipynb)", ("both ways, told how much is known", "every token, and whether to write it again", "likelihood of keeping or writing at every position, ratios 1 − t/K", "a bound; exact along an order", "all, then any number again", "by its gate, or by a teacher's entropy", "its last predictions, and the time"),
                  {"tales right, temperature 1": ("{:.0%}", "gate", ("tales", dict(model="mixture", way="one a call"), "right"))}),
-    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [Chunks that are refined](23_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
+    Architecture("TRM, in chunks", "[@trm], [@chunktrm], [Chunks that are refined](25_chunk_trm.ipynb)", ("causal over the context, both ways in a chunk", "the next chunk of tokens", "cross-entropy of the chunk, at each supervised step", "exact: a product of marginals in a chunk", "a chunk, or fewer", "inside a call, before it is written", "nothing; draft and reasoning state inside a call"),
                  {"Tiny Shakespeare, nats a character": ("{:.2f}", "chunk_trm", ("results", dict(group="main", model="TRM"), "nats per character"))}),
 ]
 

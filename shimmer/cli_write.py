@@ -22,11 +22,14 @@ from torch import Tensor
 from .appending import generate_left_to_right
 from .checkpoints import atomic_write, load_checkpoint
 from .cli import also, an, flags_of, refuse_foreign
+from .decoding import Ancestral, Blockwise, ConfidenceFactor, ConfidenceThreshold
+from .decoding import GuidedRemasking
+from .decoding import FirstHitting, KLASS, Margin, PathPlanning, ReMDM
 from .devices import Precision, autocast, pick_device
 from .evaluation import known, rows_at_once
 from .models import CausalLM, default_policy, device_of, revises
 from .player import save_gif, save_player
-from .policies import EntropyThreshold, RefineGate, ThresholdRemasking, TopK
+from .policies import EntropyBound, EntropyThreshold, RefineGate, ThresholdRemasking, TopK
 from .samplers import Trajectory, make_canvas, refine
 from .strips import trajectory_strip
 from .tokenizers import Tokenizer
@@ -34,8 +37,18 @@ from .trajectories import trajectory_table
 
 # %% ../nbs/appendix_cli_write.ipynb #70a607a6
 POLICIES: dict[str, type] = {
+    "entropy-bound": EntropyBound,
+    "confidence-threshold": ConfidenceThreshold,
+    "confidence-factor": ConfidenceFactor,
+    "margin": Margin,
+    "klass": KLASS,
     "top-k": TopK,
+    "first-hitting": FirstHitting,
+    "ancestral": Ancestral,
     "threshold-remasking": ThresholdRemasking,
+    "remdm": ReMDM,
+    "path-planning": PathPlanning,
+    "guided-remasking": GuidedRemasking,
     "refine-gate": RefineGate,
     "entropy-threshold": EntropyThreshold,
 }
@@ -48,12 +61,19 @@ class OnCanvas(Generic[P]):
     "How a model that looks both ways writes."
     # a text with blanks in place of a prompt: ___ is one token, [MASK:5] is five
     infill: str | None = None
-    # which positions are written at a call, and which again; auto: the model's own, top-k where it
-    # names none
+    # which positions are written at a call, and which again; auto: the model's own, entropy-bound
+    # where it names none
     policy: Annotated[
-        Literal["auto", "top-k", "threshold-remasking", "refine-gate", "entropy-threshold"],
+        Literal[
+            "auto", "entropy-bound", "confidence-threshold", "confidence-factor", "margin", "klass",
+            "top-k", "first-hitting", "ancestral", "threshold-remasking", "remdm", "path-planning",
+            "guided-remasking", "refine-gate", "entropy-threshold",
+        ],
         also("--sampler"),
     ] = "auto"
+    # positions of a block, where the text is to be written block by block; for a policy that
+    # follows no schedule
+    block_length: int | None = None
     # network calls; where None what the policy needs: one a token, two where it takes back, for an
     # imadarem its max_refinement_steps
     num_steps: int | None = None
@@ -154,7 +174,7 @@ def rule_of(
             f"sampler is mend, and {an(model.config.model_type)} has no policy of its own for it: "
             f"choose {' or '.join(POLICIES)}, or take an imadarem"
         )
-    if policy in ("auto", "mend"): return TopK() if own is None else own
+    if policy in ("auto", "mend"): return EntropyBound() if own is None else own
     if policy not in POLICIES:
         raise ValueError(f"policy {policy!r} is unknown: choose auto, {', '.join(POLICIES)}")
     return own if isinstance(own, POLICIES[policy]) else POLICIES[policy]()
@@ -185,7 +205,7 @@ def parse(
         kind, args=words, prog=prog, description=said, use_underscores=True, **more
     )
     if {"-h", "--help"} & set(words):
-        return read(kind[on_canvas(POLICIES.get(policy, TopK))])
+        return read(kind[on_canvas(POLICIES.get(policy, EntropyBound))])
     model, tokenizer = load_checkpoint(value_of(words, "checkpoint") or Writing.checkpoint)
     rule = rule_of(model, policy)
     refuse_unfit(words, model, policy, rule)
@@ -316,9 +336,11 @@ def write(
     calls = calls_of(
         model, options.sampler, int((canvas == tokenizer.mask_token_id).sum(1).max())
     )
+    rule, block = options.sampler.rule, options.sampler.block_length
+    if block is not None: rule = Blockwise(rule, block)
     with arithmetic:
         return refine(
-            model, canvas, options.sampler.rule, calls, temperature, options.seed,
+            model, canvas, rule, calls, temperature, options.seed,
             eos_token_id=end, record=getattr(options, "show", True),
         )
 

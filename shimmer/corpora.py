@@ -366,9 +366,10 @@ def _downloading(name: str):
     "Say in one sentence that a corpus can't be had, and how it can."
     try: yield
     except Exception as error:
-        fix = ("connect to the network, or set SHIMMER_DATA to a folder that holds "
-               f"{LOCAL[name][0]}" if name in LOCAL else f"give tales, {', '.join(LOCAL)}, a {', '.join(KINDS)} file, "
-               "or the name of a hub dataset that can be reached")
+        fix = (f"give tales, {', '.join(LOCAL)}, a {', '.join(KINDS)} file, or the name of a hub "
+               "dataset that can be reached")
+        if name in LOCAL: fix = ("connect to the network, or set SHIMMER_DATA to a folder that "
+                                 f"holds {LOCAL[name][0]}")
         raise FileNotFoundError(f"corpus {name!r} was not found here and could not be downloaded "
                                 f"({_reason(error)}): {fix}") from error
 

@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from scipy.stats import mannwhitneyu
 from typing import Any, Literal, NamedTuple
 import torch
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 from .appending import generate_left_to_right
 from .calibration import calibration, confidence_at_filled, confidence_at_masked

@@ -309,6 +309,11 @@ def duel_nll(
             f"{rule} reopens positions, so that many paths lead to a text: no single replay has "
             "its likelihood; choose a rule that only writes"
         )
+    if remembers := getattr(rule, "remembers", ()):
+        raise ValueError(
+            f"{rule} remembers {' and '.join(remembers)} of the calls before, and a replay sees one "
+            "canvas at a time: choose a rule that looks at the canvas alone"
+        )
     if isinstance(model, CausalLM):
         if (rule, k) != ("left_to_right", 1):
             raise ValueError(

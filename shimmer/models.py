@@ -343,9 +343,9 @@ class CausalModel(PretrainedModel):
         prompt_ids: Tensor | list[list[int]],  # [B, P], rows may begin with pads; or rows of
             # different lengths
         max_new_tokens: int | None = None,  # as many as there is room for where None
-        **sampling,  # temperature, top_k, top_p, seed, eos_token_id, … of `samplers.append_tokens`
+        **sampling,  # temperature, top_k, top_p, seed, eos_token_id, … of `appending.append_tokens`
     ) -> Tensor:  # [B, longest prompt + new] int64, shorter prompts with pads in front
-        "Continue prompts by `samplers.append_tokens`, and raise what it raises."
+        "Continue prompts by `appending.append_tokens`, and raise what it raises."
         # when it is asked for: a model needs none
         appending = importlib.import_module("shimmer.appending")
         return appending.append_tokens(self, prompt_ids, max_new_tokens, **sampling)[0]

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['Schedule', 'Order', 'sample_categorical', 'RowNoise', 'sampling_device', 'SamplerState', 'UnmaskAction', 'Policy',
-           'top_positions', 'masked_fraction', 'TopK', 'ThresholdRemasking', 'RefineGate', 'EntropyThreshold']
+           'top_positions', 'masked_fraction', 'masks_left', 'TopK', 'in_unit', 'write_in_time', 'surest_first',
+           'EntropyBound', 'ThresholdRemasking', 'RefineGate', 'EntropyThreshold']
 
 # %% ../nbs/08_policies.ipynb #60e06a5d
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # %% ../nbs/08_policies.ipynb #da699bb4
 def sample_categorical(
@@ -87,6 +89,10 @@ class SamplerState:
     candidates: Tensor | Callable[[], Tensor]
     noise: Tensor  # [B, L] float64 in [0, 1), for rules that need chance
     head: Tensor | None  # [B, L] the model's own confidence in what stands at each position
+    # what a policy asks to be remembered (`Policy.remembers`), None where it doesn't: [N, V] what
+    # the call before said of the N positions, NaN where nothing
+    before: Tensor | None = None
+    written_prob: Tensor | None = None  # [B, L] what each token's probability was when written
 
     def spread(
         self,
@@ -139,6 +145,15 @@ class SamplerState:
         behind = self.logits.gather(-1, token[:, None])[:, 0].double() - self.logits.amax(-1)
         return self.spread(behind.exp() / (1 + self._rest))
 
+    @cached_property
+    def divergence(self) -> Tensor:  # [B, L] float64, nats
+        """KL divergence of this prediction from that of the call before; infinite where there was
+        none."""
+        if self.before is None: return torch.full(self.editable.shape, math.inf).to(self.max_prob)
+        now, before = self.log_probs, self.before.double().log_softmax(-1)
+        terms = torch.where(now.isinf(), 0.0, now.exp() * (now - before))
+        return self.spread(terms.sum(-1).nan_to_num(math.inf, math.inf))
+
     @property
     def confidence(self) -> Tensor:  # [B, L]
         "The model's own confidence where it has a head, `standing_prob` where not."
@@ -171,7 +186,8 @@ class UnmaskAction(NamedTuple):
 class Policy(Protocol):
     """Anything that looks at a `SamplerState` and decides. One that reopens may also say
     `stop_threshold`, the share of a row's positions below which a call's changes count as none,
-    and `freezes_end`, that a written end-of-text, and all after it, is final."""
+    and `freezes_end`, that a written end-of-text, and all after it, is final. One may also say
+    what it `remembers`, of "before" and "written_prob": the loop keeps it for its next call."""
     reopens: bool  # whether it may take tokens back, so that a full canvas is not yet the end
     def __call__(self, view: SamplerState) -> UnmaskAction: ...
 
@@ -200,27 +216,76 @@ def masked_fraction(
     raise ValueError(f"schedule {schedule!r} is unknown: choose linear or cosine")
 
 # %% ../nbs/08_policies.ipynb #36e82cd0
+def masks_left(
+    view: SamplerState,
+    schedule: Schedule,
+) -> Tensor:  # [B] whole numbers
+    "How many masks a schedule leaves in each row after this call."
+    share = masked_fraction((view.step + 1) / view.num_steps, schedule)
+    return (view.num_masked.double() * share).round().long()
+
 @dataclass
 class TopK:
     """LIRA's sampler: each call writes the best-ranked masked positions, as many as the schedule
-    says; nothing is reopened."""
+    says, or k; nothing is reopened. ValueError for a k below 1."""
     schedule: Schedule = "linear"  # how many positions have been written after each call
     order: Order = "max_prob"  # which of them are written first
+    k: int | None = None  # positions a call, in place of the schedule
     reopens = False
 
+    def __post_init__(self):
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"k is {self.k}: write at least 1 position a call")
+
     def __call__(self, view: SamplerState) -> UnmaskAction:
-        keep = (
-            (
-                view.num_masked.double()
-                * masked_fraction((view.step + 1) / view.num_steps, self.schedule)
-            )
-            .round()
-            .long()
-        )
+        score, left = view.score(self.order), view.masked.sum(1)
+        count = (left - masks_left(view, self.schedule)).clamp(min=1)
+        if self.k is not None and view.step + 1 < view.num_steps:
+            count = torch.full_like(left, self.k)
+        return UnmaskAction(top_positions(score, view.masked, count))
+
+# %% ../nbs/08_policies.ipynb #1f0f0353
+def in_unit(policy: Any, *names: str) -> None:
+    "ValueError for a field outside [0, 1]."
+    for name in names:
+        if not 0 <= (value := getattr(policy, name)) <= 1:
+            raise ValueError(f"{name} is {value}: give a number in [0, 1]")
+
+def write_in_time(
+    view: SamplerState,
+    write: Tensor,  # [B, L] bool, what a rule wants written
+    score: Tensor,  # [B, L], greater is surer
+) -> Tensor:  # [B, L] bool
+    """What a rule wants, and the surest positions as far as it takes to be done in time: one of
+    each row while there are calls enough, everything in the last call."""
+    pace = (view.masked.sum(1) / (view.num_steps - view.step)).ceil().long()
+    return view.masked & (write | top_positions(score, view.masked, pace))
+
+def surest_first(
+    score: Tensor,  # [B, L], greater is surer
+    masked: Tensor,  # [B, L] bool
+) -> tuple[Tensor, Tensor]:  # [B, L] scores in falling order, −inf at the end; [B, L] places
+    "Masked positions in order of certainty; of equals, the one further left first."
+    return score.masked_fill(~masked, -math.inf).sort(dim=1, descending=True, stable=True)
+
+@dataclass
+class EntropyBound:
+    """The surest positions together, as long as the entropies of all but the last of them add up
+    to `gamma` at most; ValueError below 0. [@entropybound]"""
+    gamma: float = 0.1  # nats: a bound on what the independent draws of a call can cost
+    reopens = False
+
+    def __post_init__(self):
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"gamma is {self.gamma}: give 0 nats or more")
+
+    def __call__(self, view: SamplerState) -> UnmaskAction:
+        sure, place = surest_first(view.score("entropy"), view.masked)
+        doubt = (-sure).masked_fill(sure.isinf(), 0.0).cumsum(1)
+        fits = F.pad(doubt[:, :-1], (1, 0)) <= self.gamma  # what stands before each, by itself
         return UnmaskAction(
-            top_positions(
-                view.score(self.order), view.masked, (view.masked.sum(1) - keep).clamp(min=1)
-            )
+            write_in_time(view, torch.zeros_like(view.masked).scatter(1, place, fits),
+                          view.score("entropy"))
         )
 
 # %% ../nbs/08_policies.ipynb #66553983

@@ -161,6 +161,9 @@ class RefineLoop:
         self.banned = torch.tensor(banned, dtype=torch.long, device=ids.device)
         self.freezes = getattr(policy, "freezes_end", False)
         self.ends, self.num_masked = torch.zeros_like(fixed), (ids == self.mask_id).sum(1)
+        self.remembers: tuple[str, ...] = getattr(policy, "remembers", ())
+        self.before: Tensor | None = None  # [B, L, V]
+        self.written_prob = torch.ones(ids.shape, dtype=torch.float64, device=ids.device)
         self.little = getattr(policy, "stop_threshold", 0.0) * (~fixed).sum(1)
         real = torch.ones_like(fixed) if pad_id is None else ids != pad_id
         self.noise, self.waits = RowNoise(seed, real), waits(ids.device)
@@ -176,8 +179,11 @@ class RefineLoop:
         self.final[self.rows] = self.ids
         left = self.active.nonzero()[:, 0]
         if 0 < len(left) < len(self.active):
-            for name in ("ids", "fixed", "ends", "num_masked", "little", "rows", "active"):
+            for name in (
+                "ids", "fixed", "ends", "num_masked", "little", "rows", "active", "written_prob",
+            ):
                 setattr(self, name, getattr(self, name)[left])
+            if self.before is not None: self.before = self.before[left]
             self.state = keep_rows(self.state, left)
             self.noise.keep(left.tolist())
         return len(left) > 0
@@ -202,6 +208,12 @@ class RefineLoop:
             step, self.num_steps, self.ids, masked, editable, self.num_masked, open_logits,
             lambda: self.draw(open_logits, editable, uniform), self.noise().to(work), None,
         )
+        if "written_prob" in self.remembers: view.written_prob = self.written_prob
+        if "before" in self.remembers:
+            view.before = None if self.before is None else self.before[editable]
+            said_now = open_logits.new_full((*editable.shape, open_logits.shape[-1]), math.nan)
+            said_now[editable] = open_logits
+            self.before = said_now
         if head is not None: view.head = (head if self.record else view.spread(head)).double()
         self.uniform = uniform
         return view, said._replace(logits=logits)
@@ -226,6 +238,8 @@ class RefineLoop:
         if self.waits or "drawn" in vars(view): drawn = view.drawn
         else: drawn = self.draw(view.logits[write[view.editable]], write, self.uniform)
         new = torch.where(write, drawn, ids)
+        if "written_prob" in self.remembers:
+            self.written_prob = torch.where(write, view.standing_prob, self.written_prob)
         if decision.reopen is not None:
             new = torch.where(decision.reopen & view.editable & ~write, self.mask_id, new)
         new = self.close(new, write)

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
 import numpy as np
 
 # %% ../nbs/00_tales.ipynb #7142aea9
@@ -284,6 +286,14 @@ class Tales:
                 zipf(self.sizes[s.slot])[s.line] for s in reading
             )
         return math.log(total) if total else -math.inf
+
+    def denoiser(
+        self,
+        tokenizer: Any,  # with an end token, that cuts at every gap of a line
+        max_seq_len: int = 72,  # positions of a canvas
+    ) -> Any:  # an `exact_tales.TalesDenoiser`
+        "The exact denoiser of whole tales; ValueError for a tokenizer or length that doesn't fit."
+        return resolve_name("shimmer.exact_tales:TalesDenoiser")(self, tokenizer, max_seq_len)
 
     def entropy(self) -> float:  # nats per tale
         "Exact entropy of a tale."

@@ -187,7 +187,7 @@ def test_links_to_colab_lead_to_files_once_the_book_is_published(monkeypatch):
 
 def test_nothing_links_to_an_address_that_is_not_the_books(monkeypatch):
     s = settings_with(monkeypatch, "False")
-    assert "colab.research" not in tables.map_table() and "once the book has a public address" in tables.map_table()
+    assert "colab.research" not in tables.map_table()
     assert "no public address" in guard.guard() and "git+" not in guard.guard() and book.source_url("x") is None
     if book.published(): return
     shown = [*(ROOT / "nbs").glob("*.qmd"), *(ROOT / "nbs/api").glob("*.qmd"), *book.notebooks(), ROOT / "README.md", ROOT / "CITATION.cff", ROOT / "_quarto.yml"]
@@ -225,7 +225,7 @@ def test_the_front_page_is_short_and_says_its_results_in_six_sentences():
 
 
 def test_the_chapter_on_chunks_was_run_on_tiny_shakespeare():
-    printed = "\n".join(output.get("text", "") for cell in book.read(book.NBS / "23_chunk_trm.ipynb").cells if cell.cell_type == "code" for output in cell.outputs)
+    printed = "\n".join(output.get("text", "") for cell in book.read(book.NBS / "25_chunk_trm.ipynb").cells if cell.cell_type == "code" for output in cell.outputs)
     assert "tinyshakespeare: 1,003,854 characters to train on" in printed
 
 

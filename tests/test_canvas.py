@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import shimmer.models
+import shimmer.loading
 from shimmer import cli
 from shimmer.checkpoints import load_checkpoint
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
@@ -36,7 +36,7 @@ def script(monkeypatch):
 def elsewhere(tmp_path, monkeypatch):
     "An empty working directory, and a Hub that must not be asked."
     def asked(*_, **__): raise AssertionError("the Hub was asked")
-    monkeypatch.setattr(shimmer.models, "hf_hub_download", asked)
+    monkeypatch.setattr(shimmer.loading, "hf_hub_download", asked)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from shimmer import cli, cli_evaluate, cli_train, cli_write
-from shimmer.policies import Order, Schedule, TopK
+from shimmer.policies import EntropyBound, Order, Schedule, TopK
 
 SIZE = "--num_samples 400 --hidden_size 16 --num_layers 1 --num_heads 2 --num_refine_steps 1 --qk_norm --batch_size 32 --lr 3e-3 " \
        "--stage_epochs 1 --validation_texts 8 --validation_draws 2 --device cpu"
@@ -144,7 +144,7 @@ def test_generate_goes_on_from_the_prompt(run):
     assert run('generate --checkpoint checkpoints/tiny --prompt "Once upon a time" --num_steps 4 --seed 2')[1] in out
 
 
-@pytest.mark.parametrize("flags", ["--sampler remask --threshold 0.6 --remask_threshold 0.2", "--order random --schedule cosine", "--temperature 0", "--num_refine_steps 2", "--gen-length 5"])
+@pytest.mark.parametrize("flags", ["--sampler remask --threshold 0.6 --remask_threshold 0.2", "--policy top-k --order random --schedule cosine", "--temperature 0", "--num_refine_steps 2", "--gen-length 5"])
 def test_generate_takes_every_way_to_write(run, flags):
     code, out, err = run(f"generate --checkpoint checkpoints/tiny --prompt Once --num_steps 3 {flags}")
     assert (code, err) == (0, "") and out.startswith("Once")
@@ -289,10 +289,10 @@ def test_a_models_own_settings_are_the_defaults(run, shared):
     assert other.sampler.rule == dataclasses.replace(options.sampler.rule, stop_threshold=0.25)
     assert cli_write.temperature_of(model, other) == 0 and cli_write.calls_of(model, other.sampler, 50) == 2
     model, _, lira = cli_write.parse(cli_write.Generate, shlex.split("--checkpoint checkpoints/tiny"))
-    assert lira.sampler.rule == TopK() and cli_write.temperature_of(model, lira) == 0.8 and cli_write.calls_of(model, lira.sampler, 50) == 50
+    assert lira.sampler.rule == EntropyBound() and cli_write.temperature_of(model, lira) == 0.8 and cli_write.calls_of(model, lira.sampler, 50) == 50
 
 def test_only_a_model_with_a_policy_mends(refused):
-    refused("generate --checkpoint checkpoints/tiny --sampler mend", "sampler is mend", "a lira", "choose top-k or threshold-remasking")
+    refused("generate --checkpoint checkpoints/tiny --sampler mend", "sampler is mend", "a lira", "choose entropy-bound or confidence-threshold")
     refused("train --gate", "--gate is set", "a lira")
     refused("train --model imadarem --num_refine_steps 2 --reinject", "--num_refine_steps and --reinject are set", "an imadarem")
 
@@ -334,8 +334,8 @@ def test_the_best_weights_are_said_to_be_kept(run, shared):
     ("train --model chunk_trm --num_samples 100 --max_seq_len 8 --chunk_size 8", ["a canvas is a context and a chunk"]),
     ("generate --checkpoint checkpoints/tiny --top_k 3", ["--top_k is set", "a lira"]),
     ("generate --checkpoint checkpoints/tiny --policy threshold-remasking --order random", ["--order is set", "the policy threshold-remasking"]),
-    ("generate --checkpoint checkpoints/tiny --threshold 0.5", ["--threshold is set", "the policy top-k"]),
-    ("generate --checkpoint checkpoints/tiny --policy nosuch", ["'nosuch'", "choose auto, top-k"]),
+    ("generate --checkpoint checkpoints/tiny --threshold 0.5", ["--threshold is set", "the policy entropy-bound"]),
+    ("generate --checkpoint checkpoints/tiny --policy nosuch", ["'nosuch'", "choose auto, entropy-bound"]),
     ("generate --checkpoint checkpoints/tiny_gpt --policy top-k", ["--policy is set", "a gpt"]),
     ("generate --checkpoint checkpoints/tiny_gpt --infill 'Lily ___ a ball.'", ["--infill", "a gpt"]),
     ("generate --checkpoint checkpoints/tiny_gpt --sampler remask --order random", ["--sampler and --order are set"]),

@@ -4,7 +4,7 @@ import torch
 from fake_device import DEVICE, Away, fake_device
 from torch.nn import functional as F
 
-from shimmer import samplers
+from shimmer import appending, samplers
 from shimmer.appending import append_tokens, generate_left_to_right
 from shimmer.calibration import confidence_at_filled, confidence_at_masked
 from shimmer.chunk_baseline import ChunkBaseline, ChunkBaselineConfig, ChunkTRMConfig
@@ -90,7 +90,7 @@ def test_texts_are_continued_alike_on_a_device_without_float64(build, settings):
 
 @pytest.mark.parametrize("write", [lambda: refine(moved(opinionated(FILLERS["lira"]), DEVICE), torch.full((1, 4), 12), TopK(), 4), lambda: append_tokens(moved(opinionated(APPENDERS["gpt"]), DEVICE), [[1]], 3)])
 def test_drawing_on_the_device_itself_would_fail(write, monkeypatch):
-    monkeypatch.setattr(samplers, "sampling_device", lambda device: device)
+    for module in (samplers, appending): monkeypatch.setattr(module, "sampling_device", lambda device: device)
     with fake_device(), pytest.raises(TypeError, match="float64"): write()
 
 
