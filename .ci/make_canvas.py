@@ -16,7 +16,7 @@ from shimmer import cli, cli_train, cli_write
 CANVAS = ROOT / "shimmer" / "canvases" / "tales"
 FILES = ("config.json", "model.safetensors", "shimmer_tokenizer.json", cli_train.FLAGS)
 EVALUATE = "--full --num_ordered 64 --num_written 256 --temperature 0.8"
-WAYS = ("", "--temperature 1", "--order random", "--order random --temperature 1", "--order left_to_right", "--num_steps 36")  # flags of `shimmer generate`
+WAYS = tuple(f"--policy top-k {flags}".strip() for flags in ("", "--temperature 1", "--order random", "--order random --temperature 1", "--order left_to_right", "--num_steps 36"))  # flags of `shimmer generate`
 TALES = 256  # written in each of these ways
 
 CARD = """---
