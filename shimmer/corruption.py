@@ -119,8 +119,8 @@ def part_weight(
     batch: Batch,
     count: Callable[[Batch], Tensor],  # how many positions of a batch a mean is taken over, scalar
 ) -> Tensor | float:
-    """What a part's mean counts for, so that the average over equally long parts is the mean over the
-    whole batch; 1 for a batch in one piece."""
+    """What a part's mean counts for, so that the average over equally long parts is the mean over
+    the whole batch; 1 for a batch in one piece."""
     if batch.whole is None: return 1.0
     parts = len(batch.whole.ids) / len(batch.ids)
     return count(batch) * parts / count(batch.whole).clamp(min=1)
