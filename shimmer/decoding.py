@@ -236,8 +236,8 @@ class KeepTheBest(PathPlanning):
 @dataclass
 class GuidedRemasking:
     """Write positions by schedule, in some order, and take back those of the written tokens that
-    are held for wrong, the worst first; as many more are written. ValueError for a threshold outside
-    [0, 1] and for fewer than 0 tokens. [@prism]"""
+    are held for wrong, the worst first; as many more are written. ValueError for a threshold
+    outside [0, 1] and for fewer than 0 tokens. [@prism]"""
     remask_threshold: float = 0.5  # a token of less confidence is held for wrong; 0: none is
     most: int = 2  # tokens taken back in a call, at most
     schedule: Schedule = "linear"  # how many masks are left after each call

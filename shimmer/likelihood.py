@@ -311,8 +311,8 @@ def duel_nll(
         )
     if remembers := getattr(rule, "remembers", ()):
         raise ValueError(
-            f"{rule} remembers {' and '.join(remembers)} of the calls before, and a replay sees one "
-            "canvas at a time: choose a rule that looks at the canvas alone"
+            f"{rule} remembers {' and '.join(remembers)} of the calls before, and a replay sees "
+            "one canvas at a time: choose a rule that looks at the canvas alone"
         )
     if isinstance(model, CausalLM):
         if (rule, k) != ("left_to_right", 1):

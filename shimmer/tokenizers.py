@@ -293,8 +293,8 @@ def tokenizer_class(
     "The class of a kind of tokenizer; ValueError for an unknown one."
     if kind not in TOKENIZERS:
         raise ValueError(
-            f"a tokenizer of kind {kind!r} is unknown: known are {', '.join(TOKENIZERS)}; add yours to "
-            "shimmer.tokenizers.TOKENIZERS"
+            f"a tokenizer of kind {kind!r} is unknown: known are {', '.join(TOKENIZERS)}; add "
+            "yours to shimmer.tokenizers.TOKENIZERS"
         )
     return resolve_name(TOKENIZERS[kind])
 
