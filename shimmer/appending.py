@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .layers import KVCache
 from .models import CausalLM, CausalModel, continuation_logits, device_of, evaluation_mode
 from .policies import RowNoise, sample_categorical, sampling_device
-from .samplers import Trajectory
+from .samplers import Trajectory, prompt_rows
 
 # %% ../nbs/18_appending.ipynb #12221dc4
 def top_k_top_p_filter(
@@ -59,13 +59,7 @@ def check_prompts(
 ) -> tuple[list[list[int]], int]:  # the rows without pads, and the tokens to write
     "What an appending model starts from; ValueError for prompts that can't be continued."
     config, pad = model.config, getattr(model.config, "pad_token_id", None)
-    try: rows = [[int(i) for i in row] for row in prompt_ids]
-    except TypeError:
-        raise ValueError("prompt_ids is a single row of ids: give a list of rows, [row]") from None
-    if not rows:
-        raise ValueError(
-            "prompt_ids is empty: give at least one row; a row without tokens starts from nothing"
-        )
+    rows = prompt_rows(prompt_ids)
     rows = [row[next((n for n, i in enumerate(row) if i != pad), len(row)) :] for row in rows]
     if any(pad in row for row in rows):
         raise ValueError(

@@ -85,6 +85,7 @@ def _to_disk(
     try: os.fsync(handle)
     finally: os.close(handle)
 
+# %% ../nbs/appendix_checkpoints.ipynb #e68c3ff3
 def save_checkpoint(
     directory: str | Path,  # replaced as a whole
     model: PretrainedModel,
@@ -198,6 +199,7 @@ def _alive(
     except PermissionError: return True
     return True
 
+# %% ../nbs/appendix_checkpoints.ipynb #b5a9d234
 @contextmanager
 def lock_checkpoint(
     directory: str | Path,

@@ -205,14 +205,6 @@ class ChunkReader(CausalModel):
         )
         return self.embed_positions[position.clamp(min=0)], None
 
-    def read_tokens(
-        self,
-        x: Tensor,  # [..., D]
-    ) -> Tensor:  # [..., V] float32 or better
-        "The token head, which is the embedding's."
-        logits = F.linear(x, self.embed_tokens.weight)
-        return logits if logits.dtype == torch.float64 else logits.float()
-
     def continuation_logits(
         self,
         ids: Tensor,  # [B, L] int64, the texts so far, shorter ones with pads in front; L may be 0

@@ -70,6 +70,7 @@ def parse(
         refuse_foreign(words, (), ("order", "num_refine_steps"), "a model that rewrites")
     return options
 
+# %% ../nbs/appendix_cli_evaluate.ipynb #6259818e
 def corpus_of(
     options: Evaluate,
 ) -> tuple[str, Corpus]:
@@ -88,6 +89,7 @@ def corpus_of(
         name, limit=trained.get("num_samples"), text_column=trained.get("text_column", "text")
     )
 
+# %% ../nbs/appendix_cli_evaluate.ipynb #861f2492
 def measure(
     options: Evaluate,
 ) -> dict[str, Any]:  # plain numbers, ready for JSON
@@ -170,6 +172,7 @@ class Info:
     # directory that `shimmer train` wrote, or a canvas that comes with shimmer
     checkpoint: str | None = None
 
+# %% ../nbs/appendix_cli_evaluate.ipynb #bf385864
 def describe(
     checkpoint: str,
 ) -> dict[str, Any]:
@@ -193,6 +196,7 @@ def describe(
         found["weights_of"] = f"the best validation, {run['best_nats']:.2f} nats a canvas"
     return found
 
+# %% ../nbs/appendix_cli_evaluate.ipynb #164042e0
 def info(
     options: Info,
 ) -> None:

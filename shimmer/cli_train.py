@@ -227,6 +227,7 @@ PRESETS: dict[str, dict] = {
     )
 }
 
+# %% ../nbs/appendix_cli_train.ipynb #456295e0
 def kind_of(
     words: list[str],  # what follows `shimmer train`
 ) -> tuple[str, list[str]]:  # the kind, and the words without it
@@ -254,10 +255,9 @@ def parse(
     "Read the options; ValueError for a flag of another kind, SystemExit for one of none."
     name, words = kind_of(words)
     kind, own = MODELS[name], flags_of(MODELS[name])
-    kinds = ", ".join(MODELS)
     read = lambda words: tyro.cli(
         kind, args=words, prog=f"shimmer train {name}", use_underscores=True,
-        description=f"{kind.__doc__} The kinds of model are {kinds}: each has options of its own.",
+        description=f"{kind.__doc__} Each kind has options of its own: {', '.join(MODELS)}.",
     )
     refuse_foreign(words, own, flags_of(*MODELS.values()), an(name))
     options = read(words)
@@ -418,6 +418,7 @@ def train(
         ) from None
     if is_main: report_training(options, result, encoded, directory)
 
+# %% ../nbs/appendix_cli_train.ipynb #24d751ba
 def report_training(
     options: TrainOptions,
     result: TrainResult,

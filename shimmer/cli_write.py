@@ -56,6 +56,7 @@ SOURCE_NAMES = {"topk": "top-k", "remask": "threshold-remasking"}  # the source 
 P = TypeVar("P")
 W = TypeVar("W")
 
+# %% ../nbs/appendix_cli_write.ipynb #b0e52d8d
 @dataclass(kw_only=True)
 class OnCanvas(Generic[P]):
     "How a model that looks both ways writes."
@@ -87,6 +88,7 @@ class InOrder:
     # draw from the likeliest tokens that together reach this probability
     top_p: float | None = None
 
+# %% ../nbs/appendix_cli_write.ipynb #66e85c41
 @dataclass(kw_only=True)
 class Writing:
     "What every way of writing is asked."
@@ -132,6 +134,7 @@ def value_of(
         found = value if sign else words[i + 1] if i + 1 < len(words) else ""
     return found
 
+# %% ../nbs/appendix_cli_write.ipynb #eef1042c
 def in_our_names(
     words: list[str],
 ) -> list[str]:
@@ -144,6 +147,7 @@ def in_our_names(
         elif i + 1 < len(words): words[i + 1] = ours.get(words[i + 1], words[i + 1])
     return words
 
+# %% ../nbs/appendix_cli_write.ipynb #456a84c6
 def refuse_unfit(
     words: list[str],
     model: Any,  # that fills canvases, or that appends
@@ -162,6 +166,7 @@ def refuse_unfit(
     own = flags_of(OnCanvas, type(rule))
     refuse_foreign(words, own, every, f"{who} that writes by the policy {named}")
 
+# %% ../nbs/appendix_cli_write.ipynb #610ac921
 def rule_of(
     model: Any,  # that fills canvases, or that appends
     policy: str,  # one of `POLICIES`, auto, or mend, as the source texts call their own
@@ -187,6 +192,7 @@ def on_canvas(
     generic: Any = OnCanvas
     return generic[policy]
 
+# %% ../nbs/appendix_cli_write.ipynb #af58ae1d
 def parse(
     kind: Any,  # Generate or Animate
     words: list[str],  # what follows `shimmer generate`
@@ -195,7 +201,10 @@ def parse(
     flag that is of no use, SystemExit for one that isn't there."""
     asked = value_of(words, "policy", "sampler") or "auto"
     policy, words = SOURCE_NAMES.get(asked, asked), in_our_names(words)
-    named = "; ".join(f"{name}: {', '.join(sorted(flags_of(of)))}" for name, of in POLICIES.items())
+    named = "; ".join(
+        f"{name} ({', '.join(sorted(flags_of(of))) or 'no options'})"
+        for name, of in POLICIES.items()
+    )
     said = (
         f"{kind.__doc__} A canvas model writes by a policy, which has options of its own: {named}. "
         "A model that appends has top_k and top_p in place of a policy."
@@ -217,6 +226,7 @@ def parse(
     )
     return place(model, options), tokenizer, options
 
+# %% ../nbs/appendix_cli_write.ipynb #9dd1e5f4
 def place(
     model: Any,  # that fills canvases, or that appends
     options: Generate | Animate,
@@ -297,6 +307,7 @@ def canvas_of(
 # %% ../nbs/appendix_cli_write.ipynb #77c27887
 TEMPERATURE = 0.8  # where neither the options nor the model name one
 
+# %% ../nbs/appendix_cli_write.ipynb #bbe7c788
 def temperature_of(
     model: Any,  # that fills canvases, or that appends
     options: Writing,
@@ -305,6 +316,7 @@ def temperature_of(
     if options.temperature is not None: return options.temperature
     return getattr(model.config, "sampling_temperature", TEMPERATURE)
 
+# %% ../nbs/appendix_cli_write.ipynb #ee6489eb
 def calls_of(
     model: Any,  # that fills canvases, or that appends
     sampler: OnCanvas[Any],
@@ -316,6 +328,7 @@ def calls_of(
         return model.config.max_refinement_steps
     return 2 * num_open if sampler.rule.reopens else num_open
 
+# %% ../nbs/appendix_cli_write.ipynb #6acfc155
 def write(
     model: Any,  # that fills canvases, or that appends
     tokenizer: Tokenizer,
@@ -396,6 +409,7 @@ WRITERS: dict[str, Callable[[Trajectory, Tokenizer, Path, int], Any]] = {
     ),
 }
 
+# %% ../nbs/appendix_cli_write.ipynb #9a1d0668
 def animate(
     model: Any,  # that fills canvases, or that appends
     tokenizer: Tokenizer,

@@ -413,6 +413,7 @@ def _check_suffix(path: Path) -> None:
         raise CorpusError(f"{path} is empty and has 0 training texts: "
                           "a corpus needs at least one, and one for validation")
 
+# %% ../nbs/01_corpora.ipynb #7f9ce70a
 def load_corpus(
     name_or_path: str | Path,  # tales, one of LOCAL, a file of one of KINDS, or a hub dataset
     limit: int | None = None,  # training texts kept (characters, of one long text); all where None

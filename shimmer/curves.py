@@ -52,6 +52,7 @@ def read_log(
         )
     return train, valid
 
+# %% ../nbs/appendix_curves.ipynb #ea2f5ac8
 def smooth(
     values: list[float],
     weight: float = 0.7,  # of the past, in [0, 1): 0.9 averages over about ten values

@@ -35,6 +35,7 @@ def reveal_and_reopen(
     reopen = eta * most if rescale else min(eta, most)
     return (1 - then - (1 - reopen) * (1 - now)) / now, reopen
 
+# %% ../nbs/16_decoding.ipynb #4d10a574
 @dataclass
 class FirstHitting:
     """One masked position a call, each equally likely; where there are fewer calls than masks, as
@@ -70,6 +71,7 @@ class ConfidenceThreshold:
     def __call__(self, view: SamplerState) -> UnmaskAction:
         return UnmaskAction(write_in_time(view, view.max_prob > self.threshold, view.max_prob))
 
+# %% ../nbs/16_decoding.ipynb #b3e64449
 @dataclass
 class ConfidenceFactor:
     """The n surest positions, n the greatest for which (n + 1)(1 − p of the n-th) is below a
@@ -88,6 +90,7 @@ class ConfidenceFactor:
         write = torch.zeros_like(view.masked).scatter(1, place, fits)
         return UnmaskAction(write_in_time(view, write, view.max_prob))
 
+# %% ../nbs/16_decoding.ipynb #38fe77d4
 @dataclass
 class Margin:
     """Every position whose likeliest token leads the next by more than a margin, and the one with
@@ -100,6 +103,7 @@ class Margin:
     def __call__(self, view: SamplerState) -> UnmaskAction:
         return UnmaskAction(write_in_time(view, view.margin > self.margin, view.margin))
 
+# %% ../nbs/16_decoding.ipynb #f4060539
 @dataclass
 class KLASS:
     """Every position that is sure, and about which the model says nearly the same as in the call
@@ -155,6 +159,7 @@ class Blockwise:
             action.write & here, None if action.reopen is None else action.reopen & here
         )
 
+# %% ../nbs/16_decoding.ipynb #30244b2d
 @dataclass
 class DrawnFirst:
     """Not a sampler of the model's distribution: draws a token everywhere and keeps those that came
@@ -196,6 +201,7 @@ class ReMDM:
             back = back.nan_to_num(0.0)
         return UnmaskAction(view.masked & (view.noise < reveal), written & (view.noise < back))
 
+# %% ../nbs/16_decoding.ipynb #6cede5cd
 @dataclass
 class PathPlanning:
     """Keep the best positions of the whole canvas, as many as the schedule says, and take the
@@ -233,6 +239,7 @@ class PathPlanning:
 class KeepTheBest(PathPlanning):
     "Path planning by the model's own probabilities: what stands and what was drawn, side by side."
 
+# %% ../nbs/16_decoding.ipynb #847c8496
 @dataclass
 class GuidedRemasking:
     """Write positions by schedule, in some order, and take back those of the written tokens that

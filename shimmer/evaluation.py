@@ -148,6 +148,7 @@ def confidence_figures(
         }
     return figures
 
+# %% ../nbs/appendix_evaluation.ipynb #0c9a2c52
 AT_ONCE = 500  # texts written together, at most; text i is drawn with seed + i, so that it doesn't
     # depend on its company
 WRITING_BYTES = 2**31  # memory that writing may take, roughly
@@ -162,6 +163,7 @@ def rows_at_once(
     each = 28 * config.vocab_size * (1 if isinstance(model, CausalLM) else config.max_seq_len)
     return max(1, min(AT_ONCE, num_bytes // each))
 
+# %% ../nbs/appendix_evaluation.ipynb #cff4a9d9
 def written_texts(
     model: Any,  # a denoiser or a causal model
     tokenizer: Any,
@@ -192,6 +194,7 @@ class Measured(NamedTuple):
     nats: dict[str, Tensor]  # from `likelihoods`
     canvases: tuple  # what they are of: another model's are comparable where this is the same
 
+# %% ../nbs/appendix_evaluation.ipynb #1eb8be28
 def measure_model(
     model: Any,  # a denoiser or a causal model
     tokenizer: Tokenizer,
@@ -324,6 +327,7 @@ def auroc(
     if not len(yes) or not len(no): return math.nan
     return float(mannwhitneyu(yes, no, method="asymptotic").statistic) / (len(yes) * len(no))
 
+# %% ../nbs/appendix_evaluation.ipynb #42725ae7
 @torch.no_grad()
 def judged_fills(
     model: Any,  # a denoiser with confidence

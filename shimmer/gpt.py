@@ -112,14 +112,6 @@ class GPTModel(CausalModel):
         )
         return self.stack(self.embed_tokens(ids), rotary, mask=real, cache=cache)
 
-    def read_tokens(
-        self,
-        x: Tensor,  # [..., D]
-    ) -> Tensor:  # [..., V] float32 or better
-        "The token head, which is the embedding's."
-        logits = F.linear(x, self.embed_tokens.weight)
-        return logits if logits.dtype == torch.float64 else logits.float()
-
     def forward(
         self,
         input_ids: Tensor,  # [B, L] int64, the tokens that the cache doesn't hold yet

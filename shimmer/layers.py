@@ -61,6 +61,7 @@ def padding_mask(
     skip = masks_cost(ids.device) and not torch.compiler.is_compiling()
     return None if skip and bool(real.all()) else real
 
+# %% ../nbs/06_layers.ipynb #5ac13305
 def attention_mask(
     queries: int,  # new tokens, L
     keys: int,  # held tokens and new ones

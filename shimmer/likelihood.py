@@ -50,6 +50,7 @@ def check_texts(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: at least 1 text a network call is needed")
 
+# %% ../nbs/11_likelihood.ipynb #78b60710
 LOGIT_BYTES = 2**30  # memory that the logits of a network call may take, roughly
 
 def rows_of_call(
@@ -348,6 +349,7 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+# %% ../nbs/11_likelihood.ipynb #1f31f8c8
 def bootstrap_interval(
     nats: Tensor,  # [B] of each text, or any number measured for each
     sizes: Tensor | list[int] | None = None,  # [B] tokens or bytes of each text: the value is then

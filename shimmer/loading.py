@@ -49,6 +49,7 @@ def is_hub_id(
         and not Path(source).parent.is_dir()
     )
 
+# %% ../nbs/appendix_loading.ipynb #e4f2ac63
 def download_checkpoint(
     source: str,  # a Hub id, owner/name
     **hub,  # revision, token, cache_dir, local_files_only, force_download
@@ -63,6 +64,7 @@ def download_checkpoint(
             f"({reason}): check the spelling, the connection and the access rights"
         ) from error
 
+# %% ../nbs/appendix_loading.ipynb #da536aa1
 def find_file(
     source: str | Path,  # a directory, the name of a canvas that comes with the library, or a Hub
         # id
@@ -107,6 +109,7 @@ def read_config(
         )
     return config
 
+# %% ../nbs/appendix_loading.ipynb #e227a3c3
 MOST_REPEATS = 4096  # most layers, and most refinements in a call, that a config may ask for
 _PLAIN = {int, float, bool, str, type(None)}
 
@@ -115,6 +118,7 @@ def _fits(value, kind) -> bool:
     kinds = set(typing.get_args(kind) or [kind])
     return not kinds <= _PLAIN or type(value) in kinds or float in kinds and type(value) is int
 
+# %% ../nbs/appendix_loading.ipynb #bed9d4fb
 def build_config(
     config_class: type,  # a dataclass
     values: dict[str, Any],  # from `read_config`
@@ -163,6 +167,7 @@ def _some(names) -> str:
     "The first three of some names."
     return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
+# %% ../nbs/appendix_loading.ipynb #3013cd2d
 def check_shapes(
     expected: dict[str, tuple[int, ...]],  # of the model that the config describes
     file: Path,  # a safetensors file
@@ -187,6 +192,7 @@ def check_shapes(
             "it with the config.json it was saved with"
         )
 
+# %% ../nbs/appendix_loading.ipynb #559a8ef3
 def load_weights(
     model: nn.Module,  # changed in place
     file: Path,  # a safetensors file

@@ -95,6 +95,7 @@ def shuffle_words(
     random.Random(seed).shuffle(words)
     return " ".join(words)
 
+# %% ../nbs/21_metrics.ipynb #4af28de9
 def coherence_controls(
     topics: Sequence[Topic],  # at least two different ones
     continuations: Sequence[str],  # one for each topic, without the prompt

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.nn import functional as F
 from .corruption import real_tokens
 from .loading import build_config, check_shapes, find_file, load_weights, read_config
 
@@ -119,6 +120,7 @@ class ExactDenoiser(nn.Module):
         probs = torch.einsum("bn,nlv->blv", weight / weight.sum(1, keepdim=True), tokens)
         return Prediction(probs.log()).at(at)
 
+# %% ../nbs/07_models.ipynb #2dd44bbf
 EIGHT_SENTENCES = {
     "lily lost her ball and she was sad": 0.20, "tom lost his ball and he was sad": 0.14,
     "lily found her kite and she was glad": 0.16, "tom found his kite and he was glad": 0.20,
@@ -329,6 +331,16 @@ class CausalModel(PretrainedModel):
     tokens_per_call: int = 1  # tokens that it can draw from one call
     slides: bool = False  # whether it reads the end of a text that is longer than max_seq_len
 
+    embed_tokens: nn.Embedding  # a model that reads out otherwise overrides `read_tokens`
+
+    def read_tokens(
+        self,
+        x: Tensor,  # [..., D]
+    ) -> Tensor:  # [..., V] float32 or better
+        "The token head, which is the embedding's."
+        logits = F.linear(x, self.embed_tokens.weight)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
     def continuation_logits(
         self,
         ids: Tensor,  # [B, L] int64, the texts so far, shorter ones with pads in front; L may be 0
@@ -350,6 +362,7 @@ class CausalModel(PretrainedModel):
         appending = importlib.import_module("shimmer.appending")
         return appending.append_tokens(self, prompt_ids, max_new_tokens, **sampling)[0]
 
+# %% ../nbs/07_models.ipynb #0d359df9
 def continuation_logits(
     model: CausalLM,
     ids: Tensor,  # [B, L] int64, the texts so far, shorter ones with pads in front
@@ -369,6 +382,7 @@ def default_policy(
     "The policy that a model names as its own."
     return model.default_policy() if isinstance(model, PretrainedModel) else None
 
+# %% ../nbs/07_models.ipynb #3d8139ee
 def keep_rows(
     state: Any,  # of a `Prediction`: a tensor with a row for each canvas, a list, tuple or dict of
         # such, or what is the same for all canvases, such as None or a number

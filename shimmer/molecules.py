@@ -81,6 +81,7 @@ def _moses_of_files(files: list[Path], limit: int | None, streaming: bool) -> Co
                          spelling=version("selfies"), limit=limit)
     return Corpus("moses", rows(files[0], limit), rows(files[1], VALID_MOLECULES), documents=True)
 
+# %% ../nbs/appendix_molecules.ipynb #1a6430c9
 def _moses_of_hub(loaded: Any, limit: int | None, streaming: bool) -> Corpus:
     "MOSES from what the hub has: the splits train and test, with a column SMILES."
     for split in ("train", "test"):
@@ -98,6 +99,7 @@ def _moses_of_hub(loaded: Any, limit: int | None, streaming: bool) -> Corpus:
                          spelling=version("selfies"), limit=limit)
     return Corpus("moses", rows("train", limit), rows("test", VALID_MOLECULES), documents=True)
 
+# %% ../nbs/appendix_molecules.ipynb #78945889
 def load_moses(
     limit: int | None = None,  # training molecules kept; all where None
     streaming: bool = False,  # read rows as they come instead of keeping a copy on disk

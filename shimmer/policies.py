@@ -268,6 +268,7 @@ def surest_first(
     "Masked positions in order of certainty; of equals, the one further left first."
     return score.masked_fill(~masked, -math.inf).sort(dim=1, descending=True, stable=True)
 
+# %% ../nbs/08_policies.ipynb #89ddc8f1
 @dataclass
 class EntropyBound:
     """The surest positions together, as long as the entropies of all but the last of them add up

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOP_TEST', 'REASONS', 'Trajectory', 'check_canvas', 'check_fixed', 'waits', 'at_or_after', 'RefineLoop', 'refine',
-           'make_canvas', 'generate_topk', 'generate_with_remasking', 'generate_by_refinement']
+           'prompt_rows', 'make_canvas', 'generate_topk', 'generate_with_remasking', 'generate_by_refinement']
 
 # %% ../nbs/15_samplers.ipynb #b23e1faa
 import math
@@ -137,6 +137,7 @@ def at_or_after(
     "From the first True of each row on."
     return where.int().cummax(1).values.bool()
 
+# %% ../nbs/15_samplers.ipynb #83039274
 class RefineLoop:
     "The rows of a batch that are still being written."
     def __init__(
@@ -293,6 +294,7 @@ class RefineLoop:
             pad_id, self.eos, stack(self.chosen).bool(),
         )
 
+# %% ../nbs/15_samplers.ipynb #9e83d05b
 @torch.no_grad()
 def refine(
     model: Denoiser,
@@ -325,6 +327,19 @@ def refine(
     return loop.trajectory(getattr(model.config, "pad_token_id", None), fixed)
 
 # %% ../nbs/15_samplers.ipynb #b912ace7
+def prompt_rows(
+    prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths
+) -> list[list[int]]:
+    "Prompts as rows of ids; ValueError for a single row and for none."
+    try: rows = [[int(i) for i in row] for row in prompt_ids]
+    except TypeError:
+        raise ValueError("prompt_ids is a single row of ids: give a list of rows, [row]") from None
+    if not rows:
+        raise ValueError(
+            "prompt_ids is empty: give at least one row; a row without tokens starts from nothing"
+        )
+    return rows
+
 def make_canvas(
     model: Denoiser,
     prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths; an empty row
@@ -335,13 +350,7 @@ def make_canvas(
     pads the model doesn't have."""
     check_denoiser(model)
     config, pad_id = model.config, getattr(model.config, "pad_token_id", None)
-    try: rows = [[int(i) for i in row] for row in prompt_ids]
-    except TypeError:
-        raise ValueError("prompt_ids is a single row of ids: give a list of rows, [row]") from None
-    if not rows:
-        raise ValueError(
-            "prompt_ids is empty: give at least one row; a row without tokens starts from nothing"
-        )
+    rows = prompt_rows(prompt_ids)
     longest = max(map(len, rows))
     if longest >= config.max_seq_len:
         raise ValueError(
@@ -366,6 +375,7 @@ def make_canvas(
     ]
     return torch.tensor([row + [pad_id] * (max(lengths) - len(row)) for row in filled])
 
+# %% ../nbs/15_samplers.ipynb #efb5bd15
 def generate_topk(
     model: Denoiser,
     prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths
@@ -381,9 +391,8 @@ def generate_topk(
     """Continue prompts as LIRA does: each call writes the most confident masked positions;
     ValueError for prompts that can't be continued."""
     canvas = make_canvas(model, prompt_ids, gen_length)
-    steps = (
-        int((canvas == model.config.mask_token_id).sum(1).max()) if num_steps is None else num_steps
-    )
+    num_masked = int((canvas == model.config.mask_token_id).sum(1).max())
+    steps = num_masked if num_steps is None else num_steps
     return refine(
         model, canvas, TopK(schedule, order), steps, temperature, seed, eos_token_id=eos_token_id,
         record=record,
@@ -404,17 +413,12 @@ def generate_with_remasking(
 ) -> Trajectory:
     """Continue prompts, taking back what the model no longer believes in; the last call writes all
     that is left; ValueError for prompts that can't be continued."""
-    policy, canvas = (
-        ThresholdRemasking(threshold, remask_threshold),
-        make_canvas(model, prompt_ids, gen_length),
-    )
-    steps = (
-        2 * int((canvas == model.config.mask_token_id).sum(1).max())
-        if num_steps is None
-        else num_steps
-    )
+    canvas = make_canvas(model, prompt_ids, gen_length)
+    num_masked = int((canvas == model.config.mask_token_id).sum(1).max())
+    steps = 2 * num_masked if num_steps is None else num_steps
     return refine(
-        model, canvas, policy, steps, temperature, seed, eos_token_id=eos_token_id, record=record
+        model, canvas, ThresholdRemasking(threshold, remask_threshold), steps, temperature, seed,
+        eos_token_id=eos_token_id, record=record,
     )
 
 # %% ../nbs/15_samplers.ipynb #57df9ced

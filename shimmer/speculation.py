@@ -32,6 +32,7 @@ def rank_positions(
     rank = score.masked_fill(~masked, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
     return torch.where(masked, rank, -1).masked_fill(~real, masked.shape[1])
 
+# %% ../nbs/17_speculation.ipynb #a158aa5b
 def attend_across(
     attention: Attention,
     x: Tensor,  # [B, L, D] what asks
@@ -50,6 +51,7 @@ def attend_across(
     q, k = (rotate(t, *rotary).to(v.dtype) for t in (q, k))
     return attention.out(attend(q, k, v, mask).transpose(1, 2).reshape(B, L, D))
 
+# %% ../nbs/17_speculation.ipynb #c7d9eacf
 class VerifyLayer(nn.Module):
     "A transformer layer in which a position reads the tokens before it in σ, and not its own."
     def __init__(
@@ -85,7 +87,7 @@ class VerifyLayer(nn.Module):
         # beside what it means: with nothing given, attention would show a first position all
         return torch.where(first[..., None], z, h)
 
-# %% ../nbs/17_speculation.ipynb #a158aa5b
+# %% ../nbs/17_speculation.ipynb #881c8512
 @dataclass
 class SpeculativeConfig(LatentCanvasConfig):
     """The shape of a canvas that verifies what it drafts; ValueError for one that carries its
@@ -100,6 +102,7 @@ class SpeculativeConfig(LatentCanvasConfig):
                 "ended: a speculative canvas needs it False"
             )
 
+# %% ../nbs/17_speculation.ipynb #a5420680
 class SpeculativeCanvas(PretrainedModel):
     """A frozen LIRA, and a layer that verifies what it drafts. [@ssmd]"""
     config_class = SpeculativeConfig
@@ -199,6 +202,7 @@ class Speculation(NamedTuple):
     accepted: Tensor  # [S, B] int64, drafts that each call kept; redrawn tokens not counted
     num_calls: Tensor  # [B] int64, calls of the canvas each row took part in
 
+# %% ../nbs/17_speculation.ipynb #cbe6605c
 def probabilities(
     model: SpeculativeCanvas,
     logits: Tensor,  # [N, V]
@@ -223,6 +227,7 @@ def check_limits(passes: int, most: int | None) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: give at least 1, or no call writes anything")
 
+# %% ../nbs/17_speculation.ipynb #fb6797f6
 @torch.no_grad()
 def speculate(
     model: SpeculativeCanvas,
@@ -321,6 +326,7 @@ def speculative_nll(
             ]
         )
 
+# %% ../nbs/17_speculation.ipynb #3d83ed43
 def _nll_in_order(
     model: SpeculativeCanvas,
     ids: Tensor,  # [B, L] int64

@@ -37,6 +37,7 @@ def max_logit_change(
     "The largest change of a logit at each position; infinities that stay have not moved."
     return torch.where(new == old, 0.0, (new - old).abs()).amax(-1)
 
+# %% ../nbs/appendix_testing.ipynb #eed94cb9
 @torch.no_grad()
 def check_no_leak(
     predict: Callable[[Tensor, Tensor], Tensor],  # (ids [B, L], hidden [B, L] bool) -> logits [B,

@@ -68,6 +68,7 @@ def shown(text: str, at: int = 0, most: int = 200) -> str:
         )
     )
 
+# %% ../nbs/02_tokenizers.ipynb #bedc0769
 def check_contract(
     tokenizer: Any,  # the tokenizer to be checked
     texts: Iterable[str],  # what it is going to be used for
@@ -298,6 +299,7 @@ def tokenizer_class(
         )
     return resolve_name(TOKENIZERS[kind])
 
+# %% ../nbs/02_tokenizers.ipynb #540f70c7
 def load_tokenizer(
     directory: str | Path,  # where `save_pretrained` wrote; a model's checkpoint directory is one
 ) -> Tokenizer:

@@ -55,6 +55,7 @@ def _show(text: str) -> str:  # what stands in a cell
     signs = [{"\n": "↵", "\t": "⇥"}.get(c, "�" if unseen(c) else c) for c in body]
     return "".join(signs) or "∅"
 
+# %% ../nbs/19_trajectories.ipynb #a09e370a
 def frames_of(
     trajectory: Trajectory,
     tokenizer: Tokenizer,  # shows one id with `.token(id)`
@@ -303,6 +304,7 @@ def words_of(frames: Frames) -> list[list[int]]:  # cell numbers of each word
         words[-1].append(i)
     return words
 
+# %% ../nbs/19_trajectories.ipynb #51ac90d8
 def canvas_html(
     frames: Frames,
     cells: list[Cell],  # one picture of the frames
@@ -415,6 +417,7 @@ class Quotation:
         ]
         return textwrap.indent("\n".join(lines), "  ")
 
+# %% ../nbs/19_trajectories.ipynb #1e417a5d
 def quotation(
     text: str,
     verdict: Any = None,  # true where the text is right, with a `reason` that quotes what is wrong,

@@ -119,6 +119,7 @@ def leaves_unused(
     model.zero_grad(set_to_none=True)
     return unused
 
+# %% ../nbs/13_updates.ipynb #fbd8e203
 MOST_SKIPPED = 20  # updates in a row that fp16 may skip before the run counts as dead
 
 class BaseTrainer:

@@ -18,7 +18,7 @@ from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.imadarem import ImplicitRefinementConfig, ImplicitRefinementModel
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.models import CausalLM, Denoiser, EIGHT_SENTENCES, ExactDenoiser, Prediction, PretrainedModel, default_policy, init_weights, load_model, revises
-from shimmer.policies import EntropyThreshold, RefineGate, TopK
+from shimmer.policies import EntropyBound, EntropyThreshold, RefineGate, TopK
 from shimmer.samplers import generate_topk, make_canvas, refine
 from shimmer.tokenizers import WordTokenizer
 
@@ -292,7 +292,7 @@ def test_the_exact_denoiser_is_exact(text):
 
 
 def test_a_model_names_its_own_policy():
-    assert default_policy(lira()) == TopK() and not revises(lira())
+    assert default_policy(lira()) == EntropyBound(gamma=0.1) and not revises(lira())
     assert isinstance(default_policy(imadarem()), RefineGate) and revises(imadarem())
     assert isinstance(default_policy(imadarem(use_refine_gate=False)), EntropyThreshold)
     exact = ExactDenoiser(EIGHT_SENTENCES, WORDS)
