@@ -31,7 +31,7 @@ from .imadarem import ImplicitRefinementConfig, ImplicitRefinementModel, Refinem
 from .likelihood import bits_per_byte
 from .lira import LatentCanvasConfig, LatentCanvasModel
 from .models import CausalLM, PretrainedModel
-from .objectives import MaskedLM
+from .objectives import MaskedLM, Prism
 from .schedules import PROGRESSIVE, Stage, TrainConfig
 from .tales import Tales
 from .tokenizers import Tokenizer, load_tokenizer, train_tokenizer
@@ -104,6 +104,9 @@ class TrainLira(TrainOptions, LatentCanvasConfig):  # type: ignore[misc]
     # least and greatest share of masked tokens, where masking varies
     mask_ratio: tuple[float, float] = (0.1, 1.0)
     confidence_weight: float = 0.1  # weight of the confidence loss, in the last stage
+    # in the last stage the confidence head learns to judge the model's own draws (Prism), as
+    # guided re-masking asks it to
+    judge_draws: bool = False
     # how masked losses are averaged; mean_over_t is the source text's
     weighting: Literal["elbo", "mean_over_t"] = "elbo"
     mask_token_id: Decided[int | None] = None
@@ -112,14 +115,9 @@ class TrainLira(TrainOptions, LatentCanvasConfig):  # type: ignore[misc]
 
     def build(self, tokenizer: Tokenizer) -> LatentCanvasModel:
         "An untrained LIRA; ValueError for a shape that can't be."
-        ids = dict(
-            vocab_size=tokenizer.vocab_size,
-            mask_token_id=tokenizer.mask_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return LatentCanvasModel(
-            LatentCanvasConfig(**same_names(LatentCanvasConfig, self, **ids))
-        )
+        of_tokenizer = ("vocab_size", "mask_token_id", "pad_token_id")
+        ids = {name: getattr(tokenizer, name) for name in of_tokenizer}
+        return LatentCanvasModel(LatentCanvasConfig(**same_names(LatentCanvasConfig, self, **ids)))
 
     def stages(self) -> tuple[Stage, ...]:
         "One stage of variable masking, or the progressive four."
@@ -134,6 +132,8 @@ class TrainLira(TrainOptions, LatentCanvasConfig):  # type: ignore[misc]
                 objective = replace(objective, confidence_weight=self.confidence_weight)
             objective = replace(objective, weighting=self.weighting)
             found.append(replace(stage, objective=objective, epochs=self.stage_epochs))
+        if self.judge_draws:
+            found[-1] = replace(found[-1], objective=Prism(self.mask_ratio, self.confidence_weight))
         return tuple(found)
 
 # %% ../nbs/appendix_cli_train.ipynb #e6de5fd2

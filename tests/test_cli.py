@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from shimmer import cli, cli_evaluate, cli_train, cli_write
+from shimmer.objectives import Prism
 from shimmer.policies import EntropyBound, Order, Schedule, TopK
 
 SIZE = "--num_samples 400 --hidden_size 16 --num_layers 1 --num_heads 2 --num_refine_steps 1 --qk_norm --batch_size 32 --lr 3e-3 " \
@@ -386,6 +387,15 @@ def test_the_source_texts_line_parses(monkeypatch):
     assert [(s.objective.num_refine_steps, s.objective.mask_ratio, s.objective.confidence_weight, s.epochs) for s in options.stages()] == [
         (1, (0.3, 0.3), 0.0, 3), (None, (0.3, 0.3), 0.0, 3), (None, (0.1, 1.0), 0.0, 3), (None, (0.1, 1.0), 0.1, 3)]
     assert options.num_refine_steps == 4
+
+
+@pytest.mark.parametrize("more", ["", "--progressive"])
+def test_a_head_that_judges_draws_is_trained_in_the_last_stage(monkeypatch, more):
+    seen = []
+    monkeypatch.setattr(cli_train, "train", seen.append)
+    assert cli.main(["train", "lira", "--judge_draws", "--mask_ratio", "0.2", "0.9", *more.split()]) == 0
+    stages = seen[0].stages()
+    assert stages[-1].objective == Prism((0.2, 0.9), 0.1) and not any(isinstance(stage.objective, Prism) for stage in stages[:-1])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

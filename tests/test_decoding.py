@@ -17,7 +17,7 @@ from shimmer.tokenizers import WordTokenizer
 V, MASK, PAD, L = 7, 7, 6, 10
 ADAPTIVE = [EntropyBound(0.1), EntropyBound(2.0), ConfidenceThreshold(0.3), ConfidenceFactor(1.5), Margin(0.1), KLASS(0.2, 0.5)]
 WRITING = [*ADAPTIVE, TopK(), TopK(k=2), TopK("cosine", "margin"), FirstHitting(), Ancestral(), Ancestral("cosine"), DrawnFirst(), Blockwise(EntropyBound(2.0), 3), Blockwise(TopK(k=1), 4), Blockwise(KLASS(0.2, 0.5), 4)]
-REOPENING = [ThresholdRemasking(0.3, 0.1), ReMDM("cap", 0.3), ReMDM("rescale", 0.5), ReMDM("conf"), PathPlanning(), PathPlanning(2.0, "head"), PathPlanning(0.0), KeepTheBest(), GuidedRemasking(0.5, 2), GuidedRemasking(0.0), Blockwise(ThresholdRemasking(0.3, 0.1), 4)]
+REOPENING = [ThresholdRemasking(0.3, 0.1), ReMDM("cap", 0.3), ReMDM("rescale", 0.5), ReMDM("conf"), PathPlanning(), PathPlanning(2.0, "head"), PathPlanning(0.0), KeepTheBest(), GuidedRemasking(0.5, 2, None), GuidedRemasking(0.0, 2, None), GuidedRemasking(0.6, 3, 2.0), GuidedRemasking(0.6, 3, 2.0, "head"), GuidedRemasking(), Blockwise(ThresholdRemasking(0.3, 0.1), 4)]
 EVERY = WRITING + REOPENING
 
 
@@ -204,7 +204,7 @@ def test_a_rule_without_a_likelihood_is_refused(policy, reason):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: EntropyBound(-0.1), "gamma is -0.1: give 0 nats or more"), (lambda: EntropyBound(math.nan), "gamma is nan"), (lambda: ConfidenceThreshold(1.5), r"threshold is 1.5: give a number in \[0, 1\]"),
+    (lambda: EntropyBound(-0.1), "gamma is -0.1: give 0 nats or more"), (lambda: GuidedRemasking(gamma=-0.1), "gamma is -0.1: give 0 nats or more"), (lambda: EntropyBound(math.nan), "gamma is nan"), (lambda: ConfidenceThreshold(1.5), r"threshold is 1.5: give a number in \[0, 1\]"),
     (lambda: ConfidenceFactor(-1), "factor is -1"), (lambda: Margin(2), "margin is 2"), (lambda: KLASS(2), "confidence is 2"), (lambda: KLASS(0.9, -1), "kl is -1"), (lambda: TopK(k=0), "k is 0"),
     (lambda: Blockwise(EntropyBound(), 0), "block_length is 0"), (lambda: Blockwise(TopK()), "follows a schedule"), (lambda: Blockwise(Ancestral()), "follows a schedule"), (lambda: ReMDM(eta=2), "eta is 2"),
     (lambda: ReMDM("often"), "'often' is unknown: choose cap, rescale, conf"), (lambda: PathPlanning(-1), "strength is -1"), (lambda: PathPlanning(judge="me"), "judge 'me' is unknown"),
@@ -240,3 +240,19 @@ def test_a_scheduler_of_diffusers_writes_the_same(gamma):
 
 def test_what_is_no_scheduler_is_refused():
     with pytest.raises(ValueError, match="which has no step"): DiffusersScheduler(EntropyBound())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 5.0])
+def test_guided_by_nobody_an_entropy_bound_is_an_entropy_bound(model, gamma):
+    ids, plain = canvases(), refine(model, canvases(), EntropyBound(gamma), 30, seed=5)
+    run = refine(model, ids, GuidedRemasking(0.0, gamma=gamma), 30, seed=5)
+    assert run.ids.equal(plain.ids) and not run.reopened.any()
+
+
+def test_a_head_takes_back_what_a_bold_bound_has_written(model):
+    "Everything is written in the first call, and the three positions that the head holds for worst are opened again."
+    ids = torch.full((2, L), MASK)
+    run = refine(model, ids, GuidedRemasking(1.0, 3, 100.0, "head"), 6, seed=5)
+    assert (run.canvases[1] != MASK).all() and run.reopened[1:5].sum(2).eq(3).any() and (run.ids != MASK).all()
+    held = model.denoise(run.canvases[1]).confidence
+    assert run.reopened[1].nonzero()[:3, 1].sort().values.equal(held[0].topk(3, largest=False).indices.sort().values)
