@@ -16,7 +16,7 @@ TINY = dict(batch_size=4, hidden_size=16, num_heads=2, draws=2, seeds=[0, 1])
 SMALL = dict(
     quickstart=dict(train_tales=1600, batch_size=16, hidden_size=32, num_layers=1, num_heads=2, compile_blocks=False, judged_tales=4, valid_tales=16, valid_draws=4),
     speed=dict(small=True, repeats=1, encode_megabytes=0.02),
-    samplers=dict(seeds=[0, 1], judged_tales=2, replayed_tales=2, grid_tales=2, budgets=[6, 30], head_updates=2, verify_updates=2, stories_corpus="OWN_TEXT", stories_tokenizer="char", stories_vocab=None, stories_limit=20000, stories_length=12, stories_updates=3, stories_written=2, batch_size=4, hidden_size=16, num_layers=1, num_heads=2),
+    samplers=dict(seeds=[0, 1], judged_tales=2, replayed_tales=2, grid_tales=2, budgets=[6, 30], tuned_up_to=6, head_updates=2, verify_updates=2, stories_corpus="OWN_TEXT", stories_tokenizer="char", stories_vocab=None, stories_limit=20000, stories_length=12, stories_updates=3, stories_written=2, batch_size=4, hidden_size=16, num_layers=1, num_heads=2),
     lira_options=dict(steps=3, seeds=[0, 1], batch_size=4, hidden_size=16, num_layers=1, num_heads=2, valid_tales=8, draws=2),
     lira_vs_gpt=dict(**TINY, corpora=[dict(name="tales", tokenizer="word", vocab_size=None, max_seq_len=72, num_layers=1, updates=10), dict(name="OWN_TEXT", tokenizer="char", vocab_size=None, max_seq_len=16, num_layers=1, updates=10)],
                      candidates=[dict(muon_lr=0.0025), dict(muon_lr=0.005, dropout=0.1)], scored_texts=8, ordered_texts=4, written_texts=2, temperatures=[0.7, 1.0]),
@@ -158,3 +158,13 @@ def test_the_library_needs_no_notebook_tools():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {n.split(".")[0] for n in names} & {"nbdev", "fastcore", "execnb", "IPython", "papermill"}, path
+
+
+def test_samplers(report):
+    _, figures = report("samplers")
+    assert {row["budget"] for row in figures["remasking"]} == {6, 30} and {row["judge"] for row in figures["remasking"]} >= {"—", "head, Prism", "probability, as shipped", "hidden"}
+    perfect = {row["rule"]: row for row in figures["replayed"] if row["model"] == "perfect"}
+    assert abs(perfect["one a call, surest first"]["value"]) < 1e-6 and perfect["one a call, surest first"]["calls"] == 72
+    plan = [row for row in figures["replayed"] if row["rule"] == "planner" and row["model"] == "perfect"]
+    assert abs(plan[0]["value"]) < 1e-6 and plan[0]["calls"] < 10
+    assert [row["tokens a call"] for row in figures["speculation"]][-1] == 1.0 and all(row["first text the same"] for row in figures["clocks"])
