@@ -132,7 +132,7 @@ def speed() -> str:
 FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, lira_options, speed)}
 FIGURES = dict(quickstart="fig-quickstart-learning", lira_vs_gpt="fig-lira-vs-gpt", refinement_steps="fig-k-curve", curriculum="fig-curriculum", epochs="fig-epochs",
                gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", lira_options="fig-lira-options", speed="fig-speed")
-SIX = ("quickstart", "lira_vs_gpt", "refinement_steps", "epochs", "gate", "chunk_trm")
+SIX = ("samplers", "quickstart", "lira_vs_gpt", "refinement_steps", "gate", "chunk_trm")
 
 
 def verdict(name: str) -> str:
