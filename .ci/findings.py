@@ -113,7 +113,7 @@ def samplers() -> str:
     own = ", ".join(f"{bold('probability, as shipped', n)} in {n} calls" for n in budgets)
     published = ", ".join(bold("head, as shipped", n) for n in budgets)
     cautious = _row("samplers", "replayed", rule="entropy bound", model="perfect", policy="EntropyBound(gamma=0.1)")
-    return (f"**A third of the calls is enough, and taking back pays once the right judge is asked.** The package's canvas writes {share(one)} right tales one token a call, the surest first, in {one['calls']:.0f} calls, and {share(bound)} under an entropy bound of 0.1 nats in {bound['calls']:.0f}. "
+    return (f"**Taking back pays once the right judge is asked, and a third of the calls nearly suffices.** The package's canvas writes {share(one)} right tales one token a call, the surest first, in {one['calls']:.0f} calls, and {share(bound)} under an entropy bound of 0.1 nats in {bound['calls']:.0f}. "
             f"Written boldly and taken back where the model's own probability of a token is low: {own}; by its published head: {published}. "
             f"A planner that knows the grammar loses nothing in {floor['calls']:.1f} calls on a perfect model, which under that bound takes {cautious['calls']:.0f} ({_seeds('samplers')} seeds, {find('samplers', ('settings', 'judged_tales'))} tales each).")
 

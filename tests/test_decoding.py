@@ -204,7 +204,7 @@ def test_a_rule_without_a_likelihood_is_refused(policy, reason):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: EntropyBound(-0.1), "gamma is -0.1: give 0 nats or more"), (lambda: GuidedRemasking(gamma=-0.1), "gamma is -0.1: give 0 nats or more"), (lambda: EntropyBound(math.nan), "gamma is nan"), (lambda: ConfidenceThreshold(1.5), r"threshold is 1.5: give a number in \[0, 1\]"),
+    (lambda: EntropyBound(-0.1), "gamma is -0.1: give 0 nats or more"), (lambda: GuidedRemasking(gamma=-0.1), "gamma is -0.1: give 0 nats or more"), (lambda: GuidedRemasking(judge="nobody"), "judge 'nobody' is unknown: choose standing or head"), (lambda: EntropyBound(math.nan), "gamma is nan"), (lambda: ConfidenceThreshold(1.5), r"threshold is 1.5: give a number in \[0, 1\]"),
     (lambda: ConfidenceFactor(-1), "factor is -1"), (lambda: Margin(2), "margin is 2"), (lambda: KLASS(2), "confidence is 2"), (lambda: KLASS(0.9, -1), "kl is -1"), (lambda: TopK(k=0), "k is 0"),
     (lambda: Blockwise(EntropyBound(), 0), "block_length is 0"), (lambda: Blockwise(TopK()), "follows a schedule"), (lambda: Blockwise(Ancestral()), "follows a schedule"), (lambda: ReMDM(eta=2), "eta is 2"),
     (lambda: ReMDM("often"), "'often' is unknown: choose cap, rescale, conf"), (lambda: PathPlanning(-1), "strength is -1"), (lambda: PathPlanning(judge="me"), "judge 'me' is unknown"),
@@ -256,3 +256,10 @@ def test_a_head_takes_back_what_a_bold_bound_has_written(model):
     assert (run.canvases[1] != MASK).all() and run.reopened[1:5].sum(2).eq(3).any() and (run.ids != MASK).all()
     held = model.denoise(run.canvases[1]).confidence
     assert run.reopened[1].nonzero()[:3, 1].sort().values.equal(held[0].topk(3, largest=False).indices.sort().values)
+
+
+@pytest.mark.parametrize("policy", [GuidedRemasking(judge="head"), PathPlanning(judge="head")], ids=str)
+def test_a_judge_that_the_model_does_not_have_is_refused(policy):
+    exact = ExactDenoiser(EIGHT_SENTENCES, WordTokenizer.train(EIGHT_SENTENCES))
+    with pytest.raises(ValueError, match="the model has no confidence head: choose standing"):
+        refine(exact, torch.full((1, exact.config.max_seq_len), exact.config.mask_token_id), policy, 5)
