@@ -193,6 +193,7 @@ def open_values(
     of = model.fact == torch.arange(int(model.fact.max()) + 1, device=values.device)[:, None]
     return (model.prior * member)[:, None] * of
 
+# %% ../nbs/appendix_exact_tales.ipynb #ff04acd4
 def forward_sum(
     model: "TalesDenoiser",
     seen: Tensor,  # [B, L + 1]

@@ -83,6 +83,7 @@ class ExactConfig(NamedTuple):
     pad_token_id: int | None
     max_seq_len: int
 
+# %% ../nbs/07_models.ipynb #5f26631e
 class ExactDenoiser(nn.Module):
     """The true conditionals of a finite list of texts: the denoiser that a perfectly trained
     network would be."""
