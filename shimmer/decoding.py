@@ -9,6 +9,7 @@ __all__ = ['Judge', 'RULES', 'reveal_and_reopen', 'FirstHitting', 'Ancestral', '
 
 # %% ../nbs/16_decoding.ipynb #c0243918
 import copy
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -288,10 +289,14 @@ class GuidedRemasking:
 # %% ../nbs/16_decoding.ipynb #76a1db05
 @dataclass
 class DiffusersScheduler:
-    """Positions as a scheduler of diffusers accepts them, `EntropyBoundScheduler` or one with its
-    interface; ValueError for one without. Its t_min and t_max scale the logits it is shown: 1
-    leaves them alone. [@entropybound]"""
-    scheduler: Any  # step(model_output, timestep, sample) -> .accepted_index
+    """Positions as a scheduler of diffusers picks them: `EntropyBoundScheduler`,
+    `BlockRefinementScheduler` or one with the interface of either; ValueError for another. The
+    t_min and t_max of the first scale the logits it is shown: 1 leaves them alone. The second
+    edits nothing here, and wants `set_timesteps(calls, block_length=...)` before its first call.
+    [@entropybound] [@fastdllm]"""
+    # step(model_output, timestep, sample) -> .accepted_index, or .transfer_index if it takes a
+    # mask_token_id
+    scheduler: Any
     reopens = False
 
     def __post_init__(self):
@@ -301,15 +306,26 @@ class DiffusersScheduler:
                 "as EntropyBoundScheduler(t_min=1, t_max=1)"
             )
 
+    @property
+    def fills(self) -> bool:
+        "Whether the scheduler knows of masks, and ranks by probability instead of entropy."
+        return "mask_token_id" in inspect.signature(self.scheduler.step).parameters
+
+    def accepted(self, logits: Tensor, sample: Tensor, step: int) -> Tensor:
+        "What the scheduler takes of one row's masks: [1, M, V] and [1, M] to [1, M] bool."
+        if not self.fills: return self.scheduler.step(logits, step, sample).accepted_index
+        mask_id = int(sample[0, 0])
+        return self.scheduler.step(logits, step, sample, mask_token_id=mask_id).transfer_index
+
     def __call__(self, view: SamplerState) -> UnmaskAction:
         write, count = torch.zeros_like(view.masked), view.masked.sum(1).tolist()
         step = min(view.step, self.scheduler.num_inference_steps - 1)
         for row, logits in enumerate(view.logits.split(count)):
             if not len(logits): continue
             sample = view.ids[row, view.masked[row]][None]
-            out = self.scheduler.step(logits[None].double(), step, sample)
-            write[row, view.masked[row]] = out.accepted_index[0]
-        return UnmaskAction(write_in_time(view, write, view.score("entropy")))
+            write[row, view.masked[row]] = self.accepted(logits[None].double(), sample, step)[0]
+        score = view.score("max_prob" if self.fills else "entropy")
+        return UnmaskAction(write_in_time(view, write, score))
 
 # %% ../nbs/16_decoding.ipynb #435e2825
 class HiddenJudge(nn.Module):

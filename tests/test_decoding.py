@@ -224,18 +224,43 @@ def test_every_rule_is_in_the_table():
     assert replace(EntropyBound(), gamma=1.0).gamma == 1.0
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.1, 1.7])
-def test_a_scheduler_of_diffusers_writes_the_same(gamma):
-    "With a vector for each position, so that no two of them are equally sure: of equals ours takes the one further left."
+def unlike_positions():
+    "A canvas with a vector for each position, so that no two of them are equally sure: of equals ours takes the one further left."
     torch.manual_seed(0)
     model = LatentCanvasModel(LatentCanvasConfig(V, hidden_size=16, num_layers=1, num_heads=2, num_refine_steps=2, max_seq_len=L, pad_token_id=PAD, position_embedding=True)).eval()
     with torch.no_grad():
         for p in model.parameters(): p.mul_(3.0)
-    EntropyBoundScheduler = pytest.importorskip("diffusers").EntropyBoundScheduler
-    theirs = DiffusersScheduler(EntropyBoundScheduler(entropy_bound=gamma, t_min=1.0, t_max=1.0, num_inference_steps=20))
+    return model
+
+
+def write_the_same(ours, theirs, calls):
+    model, counts = unlike_positions(), set()
     for temperature in (0.0, 0.7, 1.0):
-        a, b = (refine(model, canvases(), policy, 20, temperature, seed=2) for policy in (EntropyBound(gamma), theirs))
+        a, b = (refine(model, canvases(), policy, calls, temperature, seed=2) for policy in (ours, theirs))
         assert a.ids.equal(b.ids) and a.canvases.equal(b.canvases) and a.num_calls.equal(b.num_calls)
+        counts |= set(a.num_calls.tolist())
+    return counts
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 1.7])
+def test_a_scheduler_of_diffusers_writes_the_same(gamma):
+    EntropyBoundScheduler = pytest.importorskip("diffusers").EntropyBoundScheduler
+    write_the_same(EntropyBound(gamma), DiffusersScheduler(EntropyBoundScheduler(entropy_bound=gamma, t_min=1.0, t_max=1.0, num_inference_steps=20)), 20)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
+def test_block_refinement_of_diffusers_writes_the_same(threshold):
+    "With a call for each position their schedule asks for one a call at least, as ours does."
+    scheduler = pytest.importorskip("diffusers").BlockRefinementScheduler(block_length=L, num_inference_steps=L, threshold=threshold)
+    scheduler.set_timesteps(L, block_length=L)
+    counts = write_the_same(ConfidenceThreshold(threshold), DiffusersScheduler(scheduler), L)
+    assert threshold > 0.5 or min(counts) < L
+
+
+def test_block_refinement_of_diffusers_is_done_in_time():
+    scheduler = pytest.importorskip("diffusers").BlockRefinementScheduler(block_length=L, threshold=1.0)
+    run = refine(unlike_positions(), canvases(), DiffusersScheduler(scheduler), 5, seed=2)  # no schedule set: it picks nothing below its threshold
+    assert not (run.ids == unlike_positions().config.mask_token_id).any() and (run.num_calls <= 5).all()
 
 
 def test_what_is_no_scheduler_is_refused():
