@@ -165,7 +165,7 @@ IN_SHORT = {  # a chapter in eight words at most, for the map
     "23_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
     "24_chunk_baseline.ipynb": "The rival of the same size, in chunks",
     "25_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
-    "26_cli.ipynb": "Train, write, measure and draw from a terminal",
+    "27_cli.ipynb": "Train, write, measure and draw from a terminal",
 }
 
 

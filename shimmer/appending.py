@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from .layers import KVCache
 from .models import CausalLM, CausalModel, continuation_logits, device_of, evaluation_mode
+from .models import never_written
 from .policies import RowNoise, sample_categorical, sampling_device
 from .samplers import Trajectory, prompt_rows
 
@@ -133,7 +134,7 @@ def append_tokens(
     ids = torch.tensor(
         [[pad] * (longest - len(row)) + row for row in rows], dtype=torch.int64, device=device
     )
-    work = sampling_device(device)
+    work, banned = sampling_device(device), never_written(model.config, sampling_device(device))
     noise, cache = (
         RowNoise(seed, torch.ones(len(rows), k, dtype=torch.bool)),
         KVCache() if use_cache else None,
@@ -142,7 +143,7 @@ def append_tokens(
     with evaluation_mode(model):
         while len(probs) < new and not ended.all():
             logits = continuation_logits(model, ids, k, cache).to(work).double()  # [B, k, V]
-            if pad is not None: logits[..., pad] = -math.inf
+            logits[..., banned] = -math.inf
             drawn = sample_categorical(
                 top_k_top_p_filter(logits / (temperature or 1.0), top_k, top_p), noise().to(work),
                 float(temperature > 0),

@@ -10,7 +10,7 @@ __all__ = ['check_confidence', 'confidence_gap', 'Calibration', 'calibration', '
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
-from .corruption import draw_noise, mask_tokens, real_tokens
+from .corruption import draw_noise, mask_tokens, predicted_tokens
 from .likelihood import check_texts, token_log_probs
 from .models import CausalLM, device_of, evaluation_mode
 from .policies import sample_categorical, sampling_device
@@ -82,7 +82,7 @@ def hide(
     check_texts(model, ids)
     return mask_tokens(
         draw_noise(len(ids), ids.shape[1], generator), (ratio, ratio),
-        real_tokens(model.config, ids).cpu(),
+        predicted_tokens(model.config, ids).cpu(),
     ).masked.to(ids.device)
 
 def stated_confidence(

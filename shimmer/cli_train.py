@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 import tyro
 from .canvases import EncodedCorpus, encode_corpus
 from .checkpoints import atomic_write, read_json, restore_checkpoint
@@ -47,6 +47,7 @@ class Habits(NamedTuple):
 HABITS = {
     "tales": Habits("word", 72),
     "moses": Habits("selfies", 53),
+    **{f"sudoku-{n}": Habits("grid", n * n + 1) for n in (4, 6, 9)},
     "tinyshakespeare": Habits("char", 256),
 }
 OTHERWISE = Habits("unigram", 256)
@@ -60,16 +61,16 @@ class TrainOptions(TrainConfig):
     # a set of flags, each of which may still be given: small is a model of half a million
     # parameters that learns some hundred kilobytes in minutes
     preset: Literal["small"] | None = None
-    # tales, tinystories, tinyshakespeare, moses, a .txt, .jsonl or .parquet file, or a hub dataset
+    # tales, sudoku-6, tinystories, tinyshakespeare, moses, a file of texts, or a hub dataset
     dataset: Annotated[str, also("--corpus")] = "tales"
     # column of a .jsonl or .parquet file, or of a hub dataset, that holds the texts
     text_column: str = "text"
     # training texts read (characters, of one long text); all where None
     num_samples: int | None = None
-    # auto: word for tales, char for tinyshakespeare, selfies for moses, unigram for the rest
-    tokenizer: Literal["auto", "word", "char", "selfies", "unigram", "bpe"] = "auto"
+    # auto: what suits the corpus; word for tales, grid for sudokus, unigram for most
+    tokenizer: Literal["auto", "word", "char", "selfies", "grid", "unigram", "bpe"] = "auto"
     vocab_size: int | None = None  # ids of a unigram or bpe vocabulary; 10000 where None
-    # positions of a canvas; 72 for tales, 53 for moses and 256 for the rest where None
+    # positions of a canvas; where None, as many as the corpus asks for: 72 for tales, 256 for most
     max_seq_len: int | None = None
     stage_epochs: int = 3  # passes over a stage's texts
     # parts a batch is computed in
@@ -107,21 +108,24 @@ class TrainLira(TrainOptions, LatentCanvasConfig):  # type: ignore[misc]
     # in the last stage the confidence head learns to judge the model's own draws (Prism), as
     # guided re-masking asks it to
     judge_draws: bool = False
+    deep_supervision: bool = False  # the canvas is read out, and paid for, after each refinement
     # how masked losses are averaged; mean_over_t is the source text's
     weighting: Literal["elbo", "mean_over_t"] = "elbo"
     mask_token_id: Decided[int | None] = None
     pad_token_id: Decided[int | None] = None
+    given_token_ids: Decided[tuple[int, ...]] = ()
     model_type: Decided[str] = "lira"
 
     def build(self, tokenizer: Tokenizer) -> LatentCanvasModel:
         "An untrained LIRA; ValueError for a shape that can't be."
-        of_tokenizer = ("vocab_size", "mask_token_id", "pad_token_id")
+        of_tokenizer = ("vocab_size", "mask_token_id", "pad_token_id", "given_token_ids")
         ids = {name: getattr(tokenizer, name) for name in of_tokenizer}
         return LatentCanvasModel(LatentCanvasConfig(**same_names(LatentCanvasConfig, self, **ids)))
 
     def stages(self) -> tuple[Stage, ...]:
         "One stage of variable masking, or the progressive four."
         every = (Stage("variable masking", MaskedLM(), data_fraction=1.0),)
+        paid: Any = dict(weighting=self.weighting, deep_supervision=self.deep_supervision)
         found: list[Stage] = []
         stages = PROGRESSIVE if self.progressive else every
         for number, stage in enumerate(stages, start=1):
@@ -130,7 +134,7 @@ class TrainLira(TrainOptions, LatentCanvasConfig):  # type: ignore[misc]
                 objective = replace(objective, mask_ratio=self.mask_ratio)
             if number == len(stages):
                 objective = replace(objective, confidence_weight=self.confidence_weight)
-            objective = replace(objective, weighting=self.weighting)
+            objective = replace(objective, **paid)
             found.append(replace(stage, objective=objective, epochs=self.stage_epochs))
         if self.judge_draws:
             found[-1] = replace(found[-1], objective=Prism(self.mask_ratio, self.confidence_weight))
@@ -170,6 +174,7 @@ class TrainGPT(TrainOptions, GPTConfig):  # type: ignore[misc]
     validation_draws: Decided[int] = 8
     bos_token_id: Decided[int] = 0
     pad_token_id: Decided[int | None] = None
+    given_token_ids: Decided[tuple[int, ...]] = ()
     model_type: Decided[str] = "gpt"
 
     def build(
@@ -178,11 +183,9 @@ class TrainGPT(TrainOptions, GPTConfig):  # type: ignore[misc]
             # where it has none
     ) -> GPTModel:
         "An untrained GPT; ValueError for a shape that can't be."
-        ids = dict(
-            vocab_size=tokenizer.vocab_size,
-            bos_token_id=tokenizer.eos_token_id or 0,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        of_tokenizer = ("vocab_size", "pad_token_id", "given_token_ids")
+        ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in of_tokenizer}
+        ids["bos_token_id"] = tokenizer.eos_token_id or 0
         return GPTModel(GPTConfig(**same_names(GPTConfig, self, **ids)))
 
 @dataclass(kw_only=True)
@@ -356,9 +359,7 @@ def prepare(
     kind = habits.tokenizer if options.tokenizer == "auto" else options.tokenizer
     size = options.vocab_size
     if size is None and kind in ("unigram", "bpe"): size = VOCAB_SIZE
-    corpus = load_corpus(
-        options.dataset, limit=options.num_samples, text_column=options.text_column
-    )
+    corpus = load_corpus(options.dataset, options.num_samples, text_column=options.text_column)
     tokenizer = load_tokenizer(resumed) if resumed else train_tokenizer(corpus, kind, size)
     torch.manual_seed(options.seed)
     model = options.build(tokenizer)
@@ -413,9 +414,7 @@ def train(
             model, encoded, stages, config, resume=options.resume, overwrite=options.overwrite
         )
     except KeyboardInterrupt:
-        raise interrupted(
-            directory, None if resuming else began, config.checkpoint_every
-        ) from None
+        raise interrupted(directory, None if resuming else began, config.checkpoint_every) from None
     if is_main: report_training(options, result, encoded, directory)
 
 # %% ../nbs/appendix_cli_train.ipynb #24d751ba

@@ -30,6 +30,7 @@ from .evaluation import known, rows_at_once
 from .models import CausalLM, default_policy, device_of, revises
 from .player import save_gif, save_player
 from .policies import EntropyBound, EntropyThreshold, RefineGate, ThresholdRemasking, TopK
+from .puzzles import GridTokenizer
 from .samplers import Trajectory, make_canvas, refine
 from .strips import trajectory_strip
 from .tokenizers import Tokenizer
@@ -60,8 +61,9 @@ W = TypeVar("W")
 @dataclass(kw_only=True)
 class OnCanvas(Generic[P]):
     "How a model that looks both ways writes."
-    # a text with blanks in place of a prompt: ___ is one token, [MASK:5] is five
-    infill: str | None = None
+    # a text with blanks in place of a prompt: ___ is one token, [MASK:5] is five; for a model that
+    # solves puzzles, a puzzle: a digit or a point for each cell
+    infill: Annotated[str | None, also("--template")] = None
     # which positions are written at a call, and which again; auto: the model's own, entropy-bound
     # where it names none
     policy: Annotated[
@@ -252,7 +254,9 @@ def blanks(
     text: str,  # with ___ for one token, [MASK:5] for five
     tokenizer: Tokenizer,
 ) -> list[int]:  # mask tokens in the blanks
-    "Encode a text with blanks; ValueError where it has none, or one of no tokens."
+    """Encode a text with blanks, or a puzzle; ValueError where it has no blank, or one of no
+    tokens, and for a puzzle without exactly one solution."""
+    if isinstance(tokenizer, GridTokenizer): return tokenizer.template(text)
     ids, start = [], 0
     for blank in re.finditer(BLANK, text):
         if blank[1] and int(blank[1]) == 0:
@@ -288,6 +292,11 @@ def canvas_of(
 ) -> Tensor:  # [num_samples, L] int64, mask tokens where something is to be written
     "The canvas to start from; ValueError for a prompt, a text or a length that doesn't fit."
     infill, length = options.sampler.infill, options.gen_length
+    if isinstance(tokenizer, GridTokenizer) and infill is None:
+        raise ValueError(
+            f"{options.checkpoint} solves puzzles: give one as infill, row by row, with . where a "
+            "cell is open"
+        )
     if infill is None:
         return make_canvas(model, [encode(options.prompt, tokenizer)] * options.num_samples, length)
     if options.prompt:
@@ -337,6 +346,8 @@ def write(
     "Write the texts that the options ask for; ValueError for what can't be written."
     check_number(options.num_samples)
     temperature, end = temperature_of(model, options), tokenizer.eos_token_id
+    if isinstance(tokenizer, GridTokenizer) and options.temperature is None:
+        temperature = 0.0  # there is one solution
     arithmetic = autocast(device_of(model), options.precision)
     if isinstance(options.sampler, InOrder):
         with arithmetic:
@@ -378,6 +389,7 @@ def generate(
         for row, text in enumerate(trajectory.texts(tokenizer)):
             if options.show:
                 terminal().print(trajectory_table(trajectory, tokenizer, row))
+            if isinstance(tokenizer, GridTokenizer): text = tokenizer.display(text)
             print(text, end="\n\n" if start + row + 1 < options.num_samples else "\n")
 
 # %% ../nbs/appendix_cli_write.ipynb #9703ff8a

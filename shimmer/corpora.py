@@ -366,7 +366,7 @@ def _downloading(name: str):
     "Say in one sentence that a corpus can't be had, and how it can."
     try: yield
     except Exception as error:
-        fix = (f"give tales, {', '.join(LOCAL)}, a {', '.join(KINDS)} file, or the name of a hub "
+        fix = (f"give tales, sudoku-6, {', '.join(LOCAL)}, a {', '.join(KINDS)} file, or a hub "
                "dataset that can be reached")
         if name in LOCAL: fix = ("connect to the network, or set SHIMMER_DATA to a folder that "
                                  f"holds {LOCAL[name][0]}")
@@ -415,7 +415,7 @@ def _check_suffix(path: Path) -> None:
 
 # %% ../nbs/01_corpora.ipynb #7f9ce70a
 def load_corpus(
-    name_or_path: str | Path,  # tales, one of LOCAL, a file of one of KINDS, or a hub dataset
+    name_or_path: str | Path,  # tales, sudoku-6 and its kin, one of LOCAL, a file, a hub dataset
     limit: int | None = None,  # training texts kept (characters, of one long text); all where None
     streaming: bool = False,  # read rows as they come instead of keeping a copy on disk
     text_column: str = "text",  # that holds the texts, in a table
@@ -426,9 +426,10 @@ def load_corpus(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: keep at least 1 text, or give no limit")
     if name == "tales": return _load_tales(limit, streaming)
-    if name == "moses":
-        # a higher floor, asked for by name
+    if name == "moses":  # of a higher floor, as the puzzles are, and asked for by name
         corpus = resolve_name("shimmer.molecules:load_moses")(limit, streaming, revision)
+    elif name.startswith("sudoku-") and not path.exists():
+        corpus = resolve_name("shimmer.puzzles:load_sudoku")(name, limit, streaming)
     elif name in LOCAL and (files := local_files(name)):
         train, *valid = files
         corpus = _read_file(train, streaming, limit, valid=valid[0] if valid else None, name=name)
@@ -439,8 +440,7 @@ def load_corpus(
         _check_suffix(path)
         corpus = _read_file(path, streaming, limit, text_column)
     elif _kind(path)[0] in KINDS or path.is_absolute() or path.exists():
-        raise FileNotFoundError(f"{path} is no file: check the path, it should end in one of "
-                                f"{', '.join(KINDS)}")
+        raise FileNotFoundError(f"{path} is no file: check the path, and give {', '.join(KINDS)}")
     else: corpus = _split_rows(hub_dataset(name, streaming, revision), name, limit, text_column)
     for split, rows in (("training", corpus.train), ("validation", corpus.valid)):
         if next(iter(rows), None) is None:

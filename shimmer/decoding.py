@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
-from .corruption import real_tokens
+from .corruption import predicted_tokens
 from .models import Denoiser, Prediction
 from .policies import EntropyBound, Order, Policy, SamplerState, Schedule, TopK
 from .policies import UnmaskAction, in_unit
@@ -351,7 +351,7 @@ class HiddenJudge(nn.Module):
         held = said.logits.float().softmax(-1).amax(-1)
         group = torch.arange(ids.shape[1], device=ids.device) % self.num_groups
         for number in range(self.num_groups):
-            hidden = (group == number) & (ids != mask_id) & real_tokens(self.config, ids)
+            hidden = (group == number) & (ids != mask_id) & predicted_tokens(self.config, ids)
             logits = self.model.denoise(ids.masked_fill(hidden, mask_id), at=hidden).logits
             prob = logits.float().softmax(-1).gather(-1, ids[hidden][:, None])[:, 0]
             held = held.masked_scatter(hidden, prob.to(held.dtype))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'WRITING_BYTES', 'EvalConfig', 'known', 'scored_bytes', 'scored_canvases', 'likelihoods', 'interval',
-           'confidence_figures', 'rows_at_once', 'written_texts', 'Measured', 'measure_model', 'compare_measured',
-           'chunk_nll', 'auroc', 'judged_fills']
+           'confidence_figures', 'rows_at_once', 'written_texts', 'solved_texts', 'Measured', 'measure_model',
+           'compare_measured', 'chunk_nll', 'auroc', 'judged_fills']
 
 # %% ../nbs/appendix_evaluation.ipynb #6003e5ef
 import math
@@ -21,14 +21,16 @@ from .calibration import calibration, confidence_at_filled, confidence_at_masked
 from .calibration import confidence_gap
 from .canvases import encode_corpus
 from .corpora import Corpus
-from .corruption import draw_noise, mask_tokens, real_tokens
+from .corruption import draw_noise, mask_tokens, predicted_tokens
 from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll
 from .likelihood import paired_difference, token_nats
 from .metrics import generation_metrics, judge_tales, split_words
-from .models import CausalLM, device_of, evaluation_mode, revises
+from .models import CausalLM, Denoiser, default_policy, device_of, evaluation_mode
+from .models import revises
 from .molecules import molecule_metrics
-from .policies import sample_categorical, sampling_device
-from .samplers import Trajectory, generate_by_refinement, generate_topk
+from .policies import EntropyBound, sample_categorical, sampling_device
+from .puzzles import GridTokenizer, judge_puzzles
+from .samplers import Trajectory, generate_by_refinement, generate_topk, refine
 from .tokenizers import Tokenizer
 
 # %% ../nbs/appendix_evaluation.ipynb #d2ad50b6
@@ -187,6 +189,19 @@ def written_texts(
     ]
     return [text for trajectory in parts for text in trajectory.texts(tokenizer)]
 
+
+def solved_texts(
+    model: Denoiser,
+    tokenizer: GridTokenizer,
+    ids: Tensor,  # [B, L] int64, puzzles with their solutions
+) -> list[str]:
+    "Puzzles with their cells written anew: the likeliest digits, by the model's own policy."
+    hidden = predicted_tokens(tokenizer, ids) & (ids != tokenizer.eos_token_id)
+    canvas = ids.masked_fill(hidden, tokenizer.mask_token_id)
+    policy = default_policy(model) or EntropyBound()
+    steps = int(hidden.sum(1).max())
+    return refine(model, canvas, policy, steps, temperature=0.0, record=False).texts(tokenizer)
+
 # %% ../nbs/appendix_evaluation.ipynb #683ff990
 class Measured(NamedTuple):
     "One checkpoint's figures, and what comparing it needs."
@@ -204,13 +219,14 @@ def measure_model(
 ) -> Measured:
     """Everything `shimmer evaluate` measures of one model; ValueError for numbers below 1 and for
     texts that its tokenizer doesn't know."""
-    written, split = (
-        written_texts(model, tokenizer, config),
-        getattr(tokenizer, "split", split_words) if tokenizer.kind == "selfies" else split_words,
-    )
+    split = getattr(tokenizer, "split", split_words) if tokenizer.kind == "selfies" else split_words
     ids, texts = scored_canvases(
         corpus, model, tokenizer, None if config.full else config.num_texts
     )
+    grids = tokenizer if isinstance(tokenizer, GridTokenizer) else None
+    if grids and isinstance(model, Denoiser):
+        written = solved_texts(model, grids, ids[: config.num_written])
+    else: written = written_texts(model, tokenizer, config)
     nats, sizes = likelihoods(model, ids, config), [len(text.encode()) for text in texts]
     exact = isinstance(model, CausalLM)
     figures = {
@@ -236,6 +252,7 @@ def measure_model(
         for key, value in generation_metrics([split(text) for text in written]).items()
     }
     if corpus.name == "tales": figures |= judge_tales(written)
+    if grids and isinstance(model, Denoiser): figures |= judge_puzzles(grids.sudoku, written)
     if corpus.name == "moses":
         figures |= molecule_metrics(
             written, corpus.train["text"], corpus.valid["text"], seed=config.seed
@@ -341,7 +358,7 @@ def judged_fills(
     generator = torch.Generator().manual_seed(seed)
     masked = mask_tokens(
         draw_noise(ids.shape[0], ids.shape[1], generator), (ratio, ratio),
-        real_tokens(model.config, ids).cpu(),
+        predicted_tokens(model.config, ids).cpu(),
     ).masked.to(ids.device)
     uniform = torch.rand(int(masked.sum()), generator=generator, dtype=torch.float64).to(
         work := sampling_device(ids.device)

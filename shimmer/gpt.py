@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .layers import KVCache, TransformerBlock, rotary_angles
-from .models import CausalModel, Prediction, init_weights
+from .models import CausalModel, Prediction, given_ids, init_weights
 from .objectives import NextToken
 
 # %% ../nbs/20_gpt.ipynb #3584fe8e
@@ -29,6 +29,8 @@ class GPTConfig:
     # of that id
     bos_token_id: int = 0
     pad_token_id: int | None = None  # never attended to, never counted; None if there is none
+    # tokens that are read and never written or counted, such as the clues of a puzzle
+    given_token_ids: tuple[int, ...] = ()
     model_type: str = "gpt"
 
     def __post_init__(self):
@@ -48,6 +50,7 @@ class GPTConfig:
                 f"bos_token_id and pad_token_id are both {self.pad_token_id}: a pad is never "
                 "read, so give the token before the first another id, such as the end token's"
             )
+        self.given_token_ids = given_ids(self)
 
 # %% ../nbs/20_gpt.ipynb #6a6159fb
 class CausalStack(nn.Module):

@@ -13,8 +13,9 @@ import math
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .corruption import real_tokens
+from .corruption import predicted_tokens
 from .models import CausalLM, check_denoiser, device_of, evaluation_mode, keep_rows
+from .models import never_written
 from .policies import Order, Policy, SamplerState, UnmaskAction, sampling_device, top_positions
 
 # %% ../nbs/11_likelihood.ipynb #005ee562
@@ -35,7 +36,7 @@ def check_texts(
             f"texts of {ids.shape[1]} tokens exceed max_seq_len {config.max_seq_len}: cut them "
             "into windows"
         )
-    mask_id, real = getattr(config, "mask_token_id", None), real_tokens(model.config, ids)
+    mask_id, real = getattr(config, "mask_token_id", None), predicted_tokens(model.config, ids)
     if mask_id is not None and (ids == mask_id).any():
         raise ValueError(f"ids holds the mask token {mask_id}: a likelihood is of whole texts")
     if (unknown := ids[real & ((ids < 0) | (ids >= config.vocab_size))]).numel():
@@ -67,13 +68,9 @@ def possible_logits(
     model,  # with a config
     logits: Tensor,  # [N, V]
 ) -> Tensor:  # [N, V] float32 at least
-    "Logits with −inf at what a text can't hold: masks and pads."
-    special = {getattr(model.config, name, None) for name in ("mask_token_id", "pad_token_id")}
-    banned = [i for i in special if i is not None and i < logits.shape[-1]]
+    "Logits with −inf at what is never written: masks, pads, and tokens that are always given."
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.index_fill(
-        -1, torch.tensor(banned, dtype=torch.int64, device=logits.device), -math.inf
-    )
+    return logits.index_fill(-1, never_written(model.config, logits.device), -math.inf)
 
 def token_log_probs(
     model,  # with a config
@@ -121,7 +118,7 @@ def nelbo(
     check_denoiser(model)
     if draws < 1: raise ValueError(f"draws is {draws}: at least 1 mask per text is needed")
     generator, (B, L) = torch.Generator().manual_seed(seed), ids.shape
-    real = real_tokens(model.config, ids).cpu()
+    real = predicted_tokens(model.config, ids).cpu()
     length = real.sum(1)  # [B]
     shift = torch.rand(B, generator=generator)
     total = torch.zeros(B, dtype=torch.float64)
@@ -147,7 +144,7 @@ def exact_nelbo(
     ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     check_denoiser(model)
-    real = real_tokens(model.config, ids).cpu()
+    real = predicted_tokens(model.config, ids).cpu()
     if (longest := int(real.sum(1).max())) > 12:
         raise ValueError(
             f"a text has {longest} tokens and so {2**longest - 1:,} masks: give 12 tokens at "
@@ -187,7 +184,7 @@ def left_to_right_nll(
     canvas a token; ValueError for texts that have none."""
     ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
-    real, column = real_tokens(model.config, ids), torch.arange(ids.shape[1], device=ids.device)
+    real, column = predicted_tokens(model.config, ids), torch.arange(ids.shape[1], device=ids.device)
     total = torch.zeros(len(ids), dtype=torch.float64)
     with evaluation_mode(model):
         if isinstance(model, CausalLM):
@@ -250,7 +247,7 @@ def replay(
     device = device_of(model)
     work = sampling_device(device)
     text = text.to(work)
-    row, masked, state = torch.arange(len(text)), real_tokens(model.config, text), None
+    row, masked, state = torch.arange(len(text)), predicted_tokens(model.config, text), None
     total, num_masked = torch.zeros(len(text), dtype=torch.float64), masked.sum(1)
     for call in range(num_calls):
         canvas = text.masked_fill(masked, model.config.mask_token_id)

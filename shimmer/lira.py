@@ -7,13 +7,14 @@ __all__ = ['MAX_LOOPS', 'LatentCanvasConfig', 'RefineBlock', 'LatentCanvasModel'
 
 # %% ../nbs/10_lira.ipynb #ba80f665
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .layers import TransformerBlock, padding_mask, rotary_angles
 from .loading import MOST_REPEATS
-from .models import Prediction, PretrainedModel, init_weights
+from .models import Prediction, PretrainedModel, given_ids, init_weights
 from .objectives import MaskedLM
 from .policies import EntropyBound
 
@@ -39,6 +40,8 @@ class LatentCanvasConfig:
     loop_embedding: bool = False  # tell the block which application it is
     carry_latent: bool = False  # start from the latent of the call before
     dropout: float = 0.0  # share of each branch's features dropped in training
+    # tokens that are read and never written, masked or counted, such as the clues of a puzzle
+    given_token_ids: tuple[int, ...] = ()
     model_type: str = "lira"
 
     def __post_init__(self):
@@ -71,6 +74,7 @@ class LatentCanvasConfig:
                 f"pad_token_id and mask_token_id are both {self.mask_token_id}: give them ids of "
                 "their own"
             )
+        self.given_token_ids = given_ids(self)
 
 # %% ../nbs/10_lira.ipynb #a2899dbe
 class RefineBlock(nn.Module):
@@ -137,15 +141,15 @@ class LatentCanvasModel(PretrainedModel):
         # begins as the model that carries nothing
         if self.carry_norm is not None: nn.init.zeros_(self.carry_norm.weight)
 
-    def refine(
+    def refinements(
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         num_refine_steps: int | None = None,  # applications of the block; the config's where None
-        state: Tensor | None = None,  # [B, L, D] what this returned for an earlier canvas of the
-            # same texts
-    ) -> Tensor:  # [B, L, D] the refined latent canvas
-        """Embed a canvas and refine its latent; ValueError for no refinement and for a canvas that
-        is too long."""
+        state: Tensor | None = None,  # [B, L, D] what `refine` returned for an earlier canvas of
+            # the same texts
+    ) -> Iterator[Tensor]:  # K times [B, L, D]
+        """Embed a canvas, and refine its latent again and again; ValueError for no refinement and
+        for a canvas that is too long."""
         config, L = self.config, ids.shape[1]
         K = config.num_refine_steps if num_refine_steps is None else num_refine_steps
         if not 1 <= K <= MOST_REPEATS:
@@ -171,7 +175,28 @@ class LatentCanvasModel(PretrainedModel):
             if config.reinject and k: z = z + start
             if self.loop_embed is not None: z = z + self.loop_embed.weight[min(k, MAX_LOOPS - 1)]
             z = self.refine_block(z, rotary, real)
-        return z if self.coda is None else self.coda(z, rotary, real)
+            yield z
+
+    def refine(
+        self,
+        ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
+        num_refine_steps: int | None = None,  # applications of the block; the config's where None
+        state: Tensor | None = None,  # [B, L, D] what this returned for an earlier canvas
+    ) -> Tensor:  # [B, L, D] the refined latent canvas
+        "The last of `refinements`, and raise what it raises."
+        for z in self.refinements(ids, num_refine_steps, state): pass
+        return self.finish(z, ids)
+
+    def finish(
+        self,
+        z: Tensor,  # [B, L, D] what the loop left
+        ids: Tensor,  # [B, L] int64 the canvas
+    ) -> Tensor:  # [B, L, D]
+        "The layers after the loop, where the model has any."
+        if self.coda is None: return z
+        head_dim = self.config.hidden_size // self.config.num_heads
+        rotary = rotary_angles(ids.shape[1], head_dim, device=z.device)
+        return self.coda(z, rotary, padding_mask(ids, self.config.pad_token_id))
 
     def read_tokens(
         self,
@@ -188,6 +213,17 @@ class LatentCanvasModel(PretrainedModel):
             else logits.index_fill(-1, torch.tensor(mask_id, device=z.device), -math.inf)
         )
 
+    def decode(
+        self,
+        z: Tensor,  # [B, L, D] a refined canvas
+        at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
+    ) -> Prediction:  # as of `forward`
+        "Both heads."
+        read = z if at is None else z[at]
+        return Prediction(
+            self.read_tokens(read), self.confidence_head(read).squeeze(-1).float().sigmoid(), z
+        )
+
     def forward(
         self,
         input_ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
@@ -198,11 +234,7 @@ class LatentCanvasModel(PretrainedModel):
     ) -> Prediction:  # logits [B, L, vocab_size], confidence [B, L], or those of the N positions of
         # `at`; state [B, L, D]
         "Refine a canvas and decode it; raises what `refine` raises."
-        z = self.refine(input_ids, num_refine_steps, state)
-        read = z if at is None else z[at]
-        return Prediction(
-            self.read_tokens(read), self.confidence_head(read).squeeze(-1).float().sigmoid(), z
-        )
+        return self.decode(self.refine(input_ids, num_refine_steps, state), at)
 
     def denoise(
         self,
@@ -213,6 +245,17 @@ class LatentCanvasModel(PretrainedModel):
     ) -> Prediction:  # as of `forward`
         "What samplers and likelihoods call: `forward` with the config's K."
         return self(ids, state=state, at=at)
+
+    def denoise_each(
+        self,
+        ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
+        num_refine_steps: int | None = None,  # K; the config's where None
+        state: Tensor | None = None,  # as of `forward`
+        at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
+    ) -> list[Prediction]:  # K of them, as of `forward`
+        "What stands in the canvas after each refinement."
+        loop = self.refinements(ids, num_refine_steps, state)
+        return [self.decode(self.finish(z, ids), at) for z in loop]
 
     def default_policy(self) -> EntropyBound:
         "The surest positions together: about a third of the calls of one token a call."

@@ -19,7 +19,7 @@ import torch
 from scipy.stats import binomtest, entropy
 from torch import Tensor
 from torch.nn import functional as F
-from .corruption import real_tokens
+from .corruption import predicted_tokens
 from .likelihood import Interval, bootstrap_interval, nll
 from .tales import Tales
 
@@ -294,7 +294,7 @@ def generation_perplexity(
             f"{judge.config.vocab_size}, so the same ids are other texts to them: encode the "
             "texts with the judge's tokenizer, or take a judge of the writer's"
         )
-    nats, counted = nll(judge, ids, **options), real_tokens(judge, ids)
+    nats, counted = nll(judge, ids, **options), predicted_tokens(judge, ids)
     if eos_token_id is not None:
         counted &= (ids == eos_token_id).cumsum(1) - (ids == eos_token_id).long() == 0
     texts = [row[kept].tolist() for row, kept in zip(ids, counted)]

@@ -7,17 +7,16 @@ __all__ = ['Objective', 'MaskedLM', 'NextToken', 'Prism']
 
 # %% ../nbs/09_objectives.ipynb #52cfb13d
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol, get_args
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from .corruption import Batch, Mask, Weighting, check_mask_ratio, derive_noise, mask_tokens
 from .corruption import masked_loss, part_weight
-from .corruption import real_tokens
-from .models import CausalLM, Denoiser, Prediction, PretrainedModel, check_denoiser
+from .corruption import predicted_tokens
+from .models import CausalLM, Denoiser, Prediction, PretrainedModel, Refiner
+from .models import check_denoiser
 from .policies import sample_categorical, sampling_device
 
 # %% ../nbs/09_objectives.ipynb #e76ef29f
@@ -44,6 +43,8 @@ class MaskedLM:
     num_refine_steps: int | tuple[int, int] | None = None
     weighting: Weighting = "elbo"  # how masked losses are averaged
     confidence_weight: float = 0.0  # weight of the confidence loss
+    # the loss is the mean over those after each refinement, instead of the last one's
+    deep_supervision: bool = False
 
     def __post_init__(self):
         check_mask_ratio(self.mask_ratio)
@@ -77,29 +78,46 @@ class MaskedLM:
         K = self.num_refine_steps
         return self if K is None or isinstance(K, int) else replace(self, num_refine_steps=K[1])
 
+    def read(
+        self,
+        model: Any,
+        K: int | None,  # the model's own where None
+        canvas: Tensor,  # [B, L] int64
+        state: Any,  # of an earlier call, or None
+        at: Tensor,  # [B, L] bool
+    ) -> list[Prediction]:  # after each refinement, or after the last alone
+        "What the model says of some positions."
+        steps = {} if K is None else {"num_refine_steps": K}
+        if self.deep_supervision: return model.denoise_each(canvas, state=state, at=at, **steps)
+        return [(model if steps else model.denoise)(canvas, state=state, at=at, **steps)]
+
     def __call__(
         self,
-        model: Denoiser,  # with `num_refine_steps` in its forward, where this objective sets it
+        # with `num_refine_steps` in its forward, where this objective sets it, and `denoise_each`
+        # where it supervises each refinement
+        model: Denoiser,
         batch: Batch,  # ids [B, L] and noise [B, 1 + L]
     ) -> dict[str, Tensor]:  # scalars in nats: "loss" and its parts
         """Cross-entropy at the hidden positions, and whether their likeliest tokens are right where
-        confidence has a weight."""
+        confidence has a weight; ValueError for a model that the objective doesn't suit."""
         check_denoiser(model)
-        mask = mask_tokens(batch.noise, self.mask_ratio, real_tokens(model.config, batch.ids))
+        if self.deep_supervision and not isinstance(model, Refiner):
+            raise ValueError(
+                f"{type(model).__name__} has no denoise_each, and deep_supervision asks what it "
+                "says after each refinement: take a LatentCanvasModel, or turn it off"
+            )
+        mask = mask_tokens(batch.noise, self.mask_ratio, predicted_tokens(model.config, batch.ids))
         canvas = batch.ids.masked_fill(mask.masked, model.config.mask_token_id)
         K, state = self.draw_refine_steps(batch.seed), None
-        read: Callable[..., Prediction] = model.denoise
-        if K is not None: read = partial(cast(Any, model), num_refine_steps=K)
         if isinstance(model, PretrainedModel) and model.carries_state:
             # half of the rows learn to start without a state
-            first_call = batch.noise.sum(1) % 1 < 0.5
-            with torch.no_grad(): state = read(canvas, at=torch.zeros_like(mask.masked)).state
+            first_call, nowhere = batch.noise.sum(1) % 1 < 0.5, torch.zeros_like(mask.masked)
+            with torch.no_grad(): state = self.read(model, K, canvas, None, nowhere)[-1].state
             state = state.masked_fill(first_call[:, None, None], 0.0)
-        logits, held, _ = read(canvas, state=state, at=mask.masked)
-        target = batch.ids[mask.masked]
-        token_loss = masked_loss(
-            F.cross_entropy(logits, target, reduction="none"), mask, self.weighting
-        )
+        target, said = batch.ids[mask.masked], self.read(model, K, canvas, state, mask.masked)
+        nats = [F.cross_entropy(one.logits, target, reduction="none") for one in said]
+        token_loss = masked_loss(torch.stack(nats).mean(0), mask, self.weighting)
+        logits, held, _ = said[-1]
         if not self.confidence_weight: return {"loss": token_loss}
         if held is None:
             raise ValueError(
@@ -130,15 +148,17 @@ class NextToken:
                 f"{type(model).__name__} has no next_token_logits, and NextToken asks for it: "
                 "train a canvas model with MaskedLM()"
             )
-        if getattr(model.config, "pad_token_id", None) is None:
+        config = model.config
+        given = getattr(config, "given_token_ids", ())
+        if getattr(config, "pad_token_id", None) is None and not given:
             return {
                 "loss": F.cross_entropy(
                     model.next_token_logits(batch.ids).flatten(0, -2), batch.ids.flatten()
                 )
             }
-        real = real_tokens(model.config, batch.ids)
+        real = predicted_tokens(model.config, batch.ids)
         nats = F.cross_entropy(model.next_token_logits(batch.ids, real), batch.ids[real])
-        weight = part_weight(batch, lambda b: real_tokens(model.config, b.ids).sum())
+        weight = part_weight(batch, lambda b: predicted_tokens(model.config, b.ids).sum())
         return {"loss": nats * weight}
 
 # %% ../nbs/09_objectives.ipynb #c6c82704
@@ -179,7 +199,7 @@ class Prism:
     ) -> dict[str, Tensor]:  # scalars in nats: "loss" and its parts
         "Cross-entropy at the holes, and of the head where some of them have been filled."
         check_denoiser(model)
-        mask = mask_tokens(batch.noise, self.mask_ratio, real_tokens(model.config, batch.ids))
+        mask = mask_tokens(batch.noise, self.mask_ratio, predicted_tokens(model.config, batch.ids))
         canvas = batch.ids.masked_fill(mask.masked, model.config.mask_token_id)
         logits, held, _ = model.denoise(canvas, at=mask.masked)
         if held is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from .models import Denoiser, Prediction, check_denoiser, default_policy, device_of
-from .models import evaluation_mode, keep_rows, revises
+from .models import evaluation_mode, keep_rows, never_written, revises
 from .policies import Order, Policy, RowNoise, SamplerState, Schedule
 from .policies import ThresholdRemasking, TopK, sample_categorical, sampling_device
 
@@ -157,9 +157,7 @@ class RefineLoop:
         self.ids, self.fixed, self.state = ids, fixed, None
         config = model.config
         self.mask_id, pad_id = config.mask_token_id, getattr(config, "pad_token_id", None)
-        V = config.vocab_size
-        banned = [i for i in (self.mask_id, pad_id) if i is not None and i < V]
-        self.banned = torch.tensor(banned, dtype=torch.long, device=ids.device)
+        self.banned = never_written(config, ids.device)
         self.freezes = getattr(policy, "freezes_end", False)
         self.ends, self.num_masked = torch.zeros_like(fixed), (ids == self.mask_id).sum(1)
         self.remembers: tuple[str, ...] = getattr(policy, "remembers", ())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .corruption import Batch, Weighting, check_mask_ratio, derive_noise, mask_tokens
-from .corruption import masked_loss, real_tokens
+from .corruption import masked_loss, predicted_tokens, real_tokens
 from .layers import Attention, SwiGLU, attend, rotary_angles, rotate
 from .likelihood import check_texts, possible_logits
 from .lira import LatentCanvasConfig, LatentCanvasModel
@@ -183,7 +183,9 @@ class SpeculativeLM:
     ) -> dict[str, Tensor]:  # scalars: "loss" and "draft_loss" in nats; "accepted" in [0, 1]
         "The loss of q, with its gradient; that of p, and the mean chance of a draft, without."
         real = real_tokens(model.config, batch.ids)
-        mask = mask_tokens(batch.noise, self.mask_ratio, real)
+        mask = mask_tokens(
+            batch.noise, self.mask_ratio, predicted_tokens(model.config, batch.ids)
+        )
         rank = rank_positions(mask.masked, derive_noise(batch.noise, 1)[:, 1:], real)
         z = model.draft(batch.ids.masked_fill(mask.masked, model.config.mask_token_id))
         q = possible_logits(model, model.verify(z, batch.ids, rank, mask.masked))
@@ -315,7 +317,8 @@ def speculative_nll(
     check_limits(passes, most)
     real = real_tokens(model.config, ids)
     order = RowNoise(seed, real)().to(ids.device) if score is None else score.to(ids.device)
-    hidden = real if given is None else real & ~given.to(ids.device)
+    hidden = predicted_tokens(model.config, ids)
+    if given is not None: hidden = hidden & ~given.to(ids.device)
     rank = rank_positions(hidden, order.double().expand(ids.shape), real)
     limit = ids.shape[1] if most is None else most
     with evaluation_mode(model):

@@ -121,6 +121,7 @@ class Tokenizer(ABC):
     mask_token_id: int  # not known yet
     pad_token_id: int | None = None  # not part of the text
     eos_token_id: int | None = None  # nothing follows
+    given_token_ids: tuple[int, ...] = ()  # read and never written, such as the clues of a puzzle
 
     @abstractmethod
     def encode(self,
@@ -286,6 +287,7 @@ TOKENIZERS = {
     "sentencepiece": "shimmer.subwords:SentencePieceTokenizer",
     "huggingface": "shimmer.subwords:HuggingFaceTokenizer",
     "selfies": "shimmer.molecules:SelfiesTokenizer",
+    "grid": "shimmer.puzzles:GridTokenizer",
 }  # kind -> where its class stands; it is imported when it is asked for
 
 def tokenizer_class(
@@ -337,7 +339,7 @@ def load_tokenizer(
 # %% ../nbs/02_tokenizers.ipynb #07a11332
 def train_tokenizer(
     corpus: Any,  # a Corpus: .train and .valid with a column "text", .documents
-    kind: str = "unigram",  # "char", "word", "selfies", "unigram" or "bpe"
+    kind: str = "unigram",  # "char", "word", "selfies", "grid", "unigram" or "bpe"
     vocab_size: int | None = None,  # number of ids of a unigram or bpe vocabulary; a table is as
         # long as its corpus makes it
     eos: bool | None = None,  # have an end token and a pad? None: where the corpus consists of
@@ -347,7 +349,7 @@ def train_tokenizer(
     doesn't fit it."""
     eos = corpus.documents if eos is None else eos
     texts = lambda split: (row["text"] for row in split)
-    if kind in ("char", "word", "selfies"):
+    if kind in ("char", "word", "selfies", "grid"):
         table: Any = tokenizer_class(kind)
         if vocab_size is not None:
             raise ValueError(
@@ -357,8 +359,8 @@ def train_tokenizer(
         return table.train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
     if kind not in ("unigram", "bpe"):
         raise ValueError(
-            f"kind={kind!r}: must be 'char', 'word', 'selfies', 'unigram' or 'bpe'; choose one of "
-            "the five"
+            f"kind={kind!r}: must be 'char', 'word', 'selfies', 'grid', 'unigram' or 'bpe'; choose "
+            "one of the six"
         )
     if vocab_size is None:
         raise ValueError(
