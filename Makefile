@@ -9,10 +9,14 @@ STAMP := .venv/installed
 EVALS := $(wildcard nbs/evals/*.ipynb)
 TWINS := $(patsubst nbs/%.ipynb,pct/%.py,$(wildcard nbs/*.ipynb) $(EVALS))
 
-# What the canvas that comes with the package is trained with: the quickstart's size and optimiser, four stages.
-CANVAS := --progressive --corpus tales --checkpoint_name tales --stage_epochs 1 --batch_size 32 \
+# What the canvases that come with the package are trained with: the quickstart's size and optimiser; tales in four stages,
+# puzzles with every refinement supervised.
+TALES := --progressive --corpus tales --checkpoint_name tales --stage_epochs 1 --batch_size 32 \
 	--hidden_size 128 --num_layers 2 --num_heads 4 --num_refine_steps 2 --position_embedding --qk_norm \
 	--optimizer muon --muon_lr 0.0025 --lr 3e-3 --compile
+SUDOKU := --corpus sudoku-6 --checkpoint_name sudoku-6 --stage_epochs 1 --batch_size 64 --mask_ratio 0.03 1 \
+	--hidden_size 128 --num_layers 2 --num_heads 4 --num_refine_steps 4 --position_embedding --qk_norm \
+	--reinject --deep_supervision --optimizer muon --muon_lr 0.02 --lr 3e-3 --precision fp32 --compile
 
 # One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
@@ -44,9 +48,11 @@ sync: $(STAMP) ## write the edited twins back, run what changed, clean, export (
 	$(PY) .ci/sync.py $(if $(RUN),--run) $(NB)
 
 .PHONY: canvas figures
-canvas: $(STAMP) ## train, measure and describe the canvas that comes with the package: shimmer/canvases/tales
-	.venv/bin/shimmer train $(CANVAS) --overwrite
+canvas: $(STAMP) ## train, measure and describe the canvases that come with the package: shimmer/canvases
+	.venv/bin/shimmer train $(TALES) --overwrite
 	$(PY) .ci/make_canvas.py checkpoints/tales
+	.venv/bin/shimmer train $(SUDOKU) --overwrite
+	$(PY) .ci/make_canvas.py checkpoints/sudoku-6
 
 figures: $(STAMP) ## draw the pictures in nbs/images: architectures, the map of the rooms, a tale coming into being
 	$(PY) .ci/draw_figures.py

@@ -130,6 +130,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("samplers/verdicts/*", IGNORED),
     ("samplers/stories/*", relative(0.25)),
     ("samplers/*/variety", within(3.0)),
+    ("samplers/clocks/*/calls", relative(0.5)),  # of one text
     ("samplers/*calls", relative(0.25)),
     ("samplers/speculation/* a call", relative(0.25)),
     ("samplers/speculation/*/nats from the truth", within(1.0)),
@@ -137,6 +138,11 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("samplers/heads/*/nats a tale, at most", within(1.0)),
     ("samplers/heads/*", within(0.1)),
     ("samplers/*", share_of(32)),
+    # Seeds solve up to a sixth more or less in one call, and where training was short
+    ("puzzles/example/*", IGNORED),
+    ("puzzles/grid/*", within(0.4)),
+    ("puzzles/*calls", relative(0.3)),
+    ("puzzles/*", within(0.3)),
     # Shares, by the number of texts that are judged
     ("quickstart/samplers/*/right", share_of(48)),
     ("quickstart/samplers/*/different", share_of(48)),

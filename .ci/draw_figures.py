@@ -343,12 +343,27 @@ def writing(folder: Path) -> None:
     pictures[0].save(folder / "writing.gif", save_all=True, append_images=pictures[1:], duration=times, loop=0, optimize=True)
 
 
+def solving(folder: Path) -> None:
+    "Write solving.gif: the canvas of puzzles, on one it has not seen, the surest cell a call."
+    import torch
+    from shimmer.checkpoints import load_checkpoint
+    from shimmer.player import save_solving
+    from shimmer.policies import TopK
+    from shimmer.puzzles import part, sample_puzzles
+    from shimmer.samplers import refine
+    model, tokenizer = load_checkpoint("sudoku-6")
+    puzzle, solution = part(next(sample_puzzles(tokenizer.sudoku, 1, seed=26, held_out=True)))
+    run = refine(model, torch.tensor([tokenizer.template(puzzle)]), TopK(k=1), len(puzzle), temperature=0.0)
+    save_solving(run, tokenizer, folder / "solving.gif", solution=solution, overwrite=True)
+
+
 def main(check: bool = False) -> int:
     "Draw, or only compare; return 1 where a figure differs."
     if not check:
         draw(IMAGES)
         tale(IMAGES)
         writing(IMAGES)
+        solving(IMAGES)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder))

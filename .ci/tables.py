@@ -85,6 +85,10 @@ RESULTS = [
     Row("The same under an entropy bound of 0.1 nats", "", "samplers", *_ends("frontier", dict(policy="EntropyBound(gamma=0.1)"), value="value"), form=PERCENT),
     Row("The same in 30 calls, written boldly, taken back by its own probability", "", "samplers", *_ends("remasking", dict(rule="guided, bold", judge="probability, as shipped", budget=30), value="value"), form=PERCENT),
     Row("The same in 30 calls, taken back by the published head", "", "samplers", *_ends("remasking", dict(rule="guided, bold", judge="head, as shipped", budget=30), value="value"), form=PERCENT),
+    Row("Sudokus of six digits, a canvas, the surest cell a call, solved", "", "puzzles", *_ends("results", dict(model="canvas, surest first"), value="value"), form=PERCENT),
+    Row("The same in one call", "", "puzzles", *_ends("results", dict(model="canvas, one call"), value="value"), form=PERCENT),
+    Row("A GPT of twice the parameters at equal operations, row by row, solved", "", "puzzles", *_ends("results", dict(model="GPT, 4 layers, row by row"), value="value"), form=PERCENT),
+    Row("The same, taught the solver's order", "", "puzzles", *_ends("results", dict(model="GPT, 4 layers, in the solver's order"), value="value"), form=PERCENT),
     Row("Query-key normalisation, against the plain block, one seed", "nats a tale", "lira_options", ("runs", dict(variant="qk_norm", seed=0), "against_plain"), ("runs", dict(variant="qk_norm", seed=0), "against_plain_standard_error"), ("±",)),
     Row("LIRA's perplexity as published: at 30% masked", "", "claims", ("perplexity", "LIRA, 30% masked")),
     Row("The same LIRA's perplexity by its bound, at most", "", "claims", ("perplexity", "LIRA, at most (NELBO)")),
@@ -165,6 +169,7 @@ IN_SHORT = {  # a chapter in eight words at most, for the map
     "23_imadarem.ipynb": "Write everything, then rewrite what is uncertain",
     "24_chunk_baseline.ipynb": "The rival of the same size, in chunks",
     "25_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
+    "26_puzzles.ipynb": "Sudokus, where refining beats writing in order",
     "27_cli.ipynb": "Train, write, measure and draw from a terminal",
 }
 

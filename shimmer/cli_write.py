@@ -28,7 +28,7 @@ from .decoding import FirstHitting, KLASS, Margin, PathPlanning, ReMDM
 from .devices import Precision, autocast, pick_device
 from .evaluation import known, rows_at_once
 from .models import CausalLM, default_policy, device_of, revises
-from .player import save_gif, save_player
+from .player import save_gif, save_player, save_solving
 from .policies import EntropyBound, EntropyThreshold, RefineGate, ThresholdRemasking, TopK
 from .puzzles import GridTokenizer
 from .samplers import Trajectory, make_canvas, refine
@@ -415,7 +415,11 @@ def new_file(
 
 WRITERS: dict[str, Callable[[Trajectory, Tokenizer, Path, int], Any]] = {
     ".html": lambda t, tokenizer, path, row: save_player(t, tokenizer, path, row),
-    ".gif": lambda t, tokenizer, path, row: save_gif(t, tokenizer, path, row),
+    ".gif": lambda t, tokenizer, path, row: (
+        save_solving(t, tokenizer, path, row)
+        if isinstance(tokenizer, GridTokenizer)
+        else save_gif(t, tokenizer, path, row)
+    ),
     ".png": lambda t, tokenizer, path, row: trajectory_strip(t, tokenizer, row).savefig(
         path, dpi=150
     ),

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['OPEN', 'CLUES', 'WRITTEN', 'BOXES', 'CLUES_OF', 'COPIES_OF', 'Sudoku', 'read_puzzle', 'first_clash', 'fewest',
            'solutions', 'solve', 'random_grid', 'dig', 'solving_order', 'join', 'part', 'check_grid', 'rename',
-           'is_held_out', 'sample_puzzles', 'sudoku_of', 'load_sudoku', 'GridTokenizer', 'judge_puzzles', 'draw_grid',
-           'solving_frames', 'save_solving']
+           'is_held_out', 'sample_puzzles', 'sudoku_of', 'load_sudoku', 'GridTokenizer', 'judge_puzzles']
 
 # %% ../nbs/26_puzzles.ipynb #b6cb69f9
 import hashlib
@@ -16,14 +15,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
-import matplotlib.pyplot as plt
-from matplotlib.animation import FuncAnimation, PillowWriter
-from matplotlib.patches import Rectangle
 from .corpora import Corpus, text_rows
 from .metrics import wilson_interval
-from .samplers import Trajectory
 from .tales import Verdict
 from .tokenizers import TableTokenizer
 
@@ -372,79 +366,5 @@ def judge_puzzles(
     "Which share is solved; ValueError for no texts."
     right = sum(bool(check_grid(sudoku, text)) for text in texts)
     share, low, high = wilson_interval(right, len(texts))
-    return {"puzzles": len(texts), "puzzles_solved": share, "puzzles_solved_95_percent": [low, high]}
-
-# %% ../nbs/26_puzzles.ipynb #7812ffa7
-def draw_grid(
-    ax: Any,  # of matplotlib
-    sudoku: Sudoku,
-    text: str,  # clues, letters, and anything else for open cells
-    confidence: Sequence[float] | None = None,  # of each cell, in [0, 1]; no shading where None
-    wrong: Iterable[int] = (),  # cells drawn in red
-    framed: Iterable[int] = (),  # cells with a frame
-) -> None:
-    "Draw a grid."
-    n, wrong, digits = sudoku.size, set(wrong), part(text)[1]
-    for cell, sign in enumerate(text):
-        x, y = cell % n, n - 1 - cell // n
-        if confidence is not None and sign not in CLUES:
-            doubt = 1 - confidence[cell]
-            shade = (1, 1 - 0.35 * doubt, 1 - 0.8 * doubt)
-            ax.add_patch(Rectangle((x, y), 1, 1, facecolor=shade, edgecolor="none"))
-        color = "tab:red" if cell in wrong else "black" if sign in CLUES else "tab:blue"
-        if digits[cell] != OPEN:
-            weight = "bold" if sign in CLUES else "normal"
-            style: dict[str, Any] = dict(ha="center", va="center", color=color, weight=weight)
-            ax.text(x + 0.5, y + 0.45, digits[cell], **style)
-    for cell in framed:
-        corner = cell % n + 0.08, n - 1 - cell // n + 0.08
-        frame = Rectangle(corner, 0.84, 0.84, fill=False, edgecolor="tab:orange", linewidth=2)
-        ax.add_patch(frame)
-    for i in range(n + 1):
-        sides = sudoku.box_cols, sudoku.box_rows
-        upright, level = (1.6 if i % side == 0 else 0.4 for side in sides)
-        ax.plot([i, i], [0, n], color="black", linewidth=upright)
-        ax.plot([0, n], [i, i], color="black", linewidth=level)
-    ax.set(xlim=(-0.1, n + 0.1), ylim=(-0.1, n + 0.1), aspect="equal")
-    ax.axis("off")
-
-# %% ../nbs/26_puzzles.ipynb #e212b584
-def solving_frames(
-    trajectory: Trajectory,  # of a canvas of puzzles
-    tokenizer: GridTokenizer,
-    row: int = 0,
-) -> list[dict]:  # what `draw_grid` takes: the puzzle, then the grid after each call
-    "How a puzzle was solved, picture by picture."
-    size, signs = tokenizer.sudoku.size**2, dict(enumerate(tokenizer.pieces))
-    spell = lambda ids: "".join(signs.get(i, OPEN) for i in ids[:size].tolist())
-    texts = [spell(ids) for ids in trajectory.canvases[:, row]]
-    taken = [where[row, :size].nonzero()[:, 0].tolist() for where in trajectory.reopened]
-    calls = int(trajectory.num_calls[row])
-    held = trajectory.confidence[:, row, :size].tolist()
-    after = zip(texts[1:], held, taken)
-    frames = [dict(text=text, confidence=sure, framed=cells) for text, sure, cells in after]
-    return [dict(text=texts[0]), *frames[:calls]]
-
-def save_solving(
-    trajectory: Trajectory,
-    tokenizer: GridTokenizer,
-    path: str | Path,  # ends in .gif
-    row: int = 0,
-    solution: str | None = None,  # digits; what differs is drawn in red
-    calls_per_second: int = 2,
-) -> Path:
-    "A GIF of a puzzle being solved, a picture a call; the last stands longer."
-    frames = solving_frames(trajectory, tokenizer, row)
-    fig, ax = plt.subplots(figsize=(3.2, 3.4), layout="constrained")
-    def draw(n: int) -> None:
-        ax.clear()
-        frame = frames[min(n, len(frames) - 1)]
-        filled = part(frame["text"])[1]
-        pairs = enumerate(zip(filled, solution or filled))
-        wrong = [cell for cell, (digit, right) in pairs if digit not in (right, OPEN)]
-        draw_grid(ax, tokenizer.sudoku, **frame, wrong=wrong)
-        ax.set_title(f"call {min(n, len(frames) - 1)} of {len(frames) - 1}", fontsize=9)
-    moving = FuncAnimation(fig, draw, frames=len(frames) + 4)
-    moving.save(path, writer=PillowWriter(fps=calls_per_second), dpi=90)
-    plt.close(fig)
-    return Path(path)
+    ends = {"puzzles_solved_95_percent": [low, high]}
+    return {"puzzles": len(texts), "puzzles_solved": share} | ends

@@ -15,7 +15,8 @@ from shimmer.checkpoints import load_checkpoint
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.loading import checkpoint_directory, shipped_canvases
 from shimmer.models import load_model
-from shimmer.samplers import generate_topk
+from shimmer.puzzles import Sudoku, part, sample_puzzles, solve
+from shimmer.samplers import generate_topk, refine
 from shimmer.tales import Tales
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,13 +84,14 @@ def test_it_can_be_evaluated_and_described_by_name(elsewhere, capsys):
     assert cli.main(["info"]) == 0 and "tales" in capsys.readouterr().out
 
 
-def test_its_card_is_in_step_with_its_figures(script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["tales", "sudoku-6"])
+def test_its_card_is_in_step_with_its_figures(name, script, tmp_path, monkeypatch):
     assert script.main(check=True) == 0
-    changed = Path(shutil.copytree(TALES, tmp_path / "shimmer" / "canvases" / "tales"))
+    changed = Path(shutil.copytree(TALES.parent, tmp_path / "shimmer" / "canvases")) / name
     figures = json.loads((changed / "evaluation.json").read_text())
     figures["checkpoints"][0]["nats_per_canvas"] += 1
     (changed / "evaluation.json").write_text(json.dumps(figures))
-    monkeypatch.setattr(script, "CANVAS", changed)
+    monkeypatch.setattr(script, "CANVASES", changed.parent)
     monkeypatch.setattr(script, "ROOT", tmp_path)
     assert script.main(check=True) == 1
 
@@ -98,12 +100,39 @@ def test_its_figures_are_of_this_model(script):
     figures = json.loads((TALES / "evaluation.json").read_text())
     measured, = figures["checkpoints"]
     assert measured["parameters"] == sum(p.numel() for p in load_model("tales").parameters())
-    assert measured["nats_per_canvas"] > measured["entropy_nats_per_tale"] - 1 and [way["flags"] for way in figures["ways"]] == list(script.WAYS)
+    assert measured["nats_per_canvas"] > measured["entropy_nats_per_tale"] - 1 and [way["flags"] for way in figures["ways"]] == list(script.SHIPPED["tales"].ways)
     assert "--progressive" in (TALES / "README.md").read_text()
 
 
 def test_a_wheel_holds_it_and_it_is_small(tmp_path):
     subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path], cwd=ROOT, check=True, capture_output=True)
     built = {path.relative_to(tmp_path / "shimmer") for path in (tmp_path / "shimmer").rglob("*") if path.is_file() and path.suffix != ".py"}
-    assert built == {path.relative_to(ROOT / "shimmer") for path in [*TALES.iterdir(), *(ROOT / "shimmer/assets").iterdir(), *(ROOT / "shimmer").glob("*.mplstyle"), ROOT / "shimmer/py.typed"]}
-    assert sum(path.stat().st_size for path in TALES.iterdir()) < 8e6
+    assert built == {path.relative_to(ROOT / "shimmer") for path in [*TALES.parent.glob("*/*"), *(ROOT / "shimmer/assets").iterdir(), *(ROOT / "shimmer").glob("*.mplstyle"), ROOT / "shimmer/py.typed"]}
+    assert sum(path.stat().st_size for path in TALES.parent.glob("*/*")) < 8e6
+
+
+PUZZLE = ".15.2......12..1..65.....3...5...2.."
+
+
+def test_the_canvas_of_puzzles_solves_nearly_all_and_its_figures_are_its_own(script):
+    model, tokenizer = load_checkpoint("sudoku-6")
+    figures = json.loads((TALES.parent / "sudoku-6" / "evaluation.json").read_text())
+    measured, = figures["checkpoints"]
+    assert measured["parameters"] == sum(p.numel() for p in model.parameters()) and [way["flags"] for way in figures["ways"]] == list(script.SHIPPED["sudoku-6"].ways)
+    texts = list(sample_puzzles(tokenizer.sudoku, 40, seed=11, held_out=True))
+    canvas = torch.tensor([tokenizer.template(part(text)[0]) for text in texts])
+    run = refine(model, canvas, model.default_policy(), 36, temperature=0.0, record=False)
+    assert sum(written == text for written, text in zip(run.texts(tokenizer), texts)) >= 36
+
+
+def test_a_puzzle_is_solved_from_the_terminal(elsewhere, capsys):
+    assert cli.main(["generate", "--checkpoint", "sudoku-6", "--template", PUZZLE]) == 0
+    rows = capsys.readouterr().out.split()
+    assert "".join(rows) == solve(Sudoku(2, 3), PUZZLE) == "315624426531243156651342132465564213"
+
+
+@pytest.mark.parametrize("flags, said", [("", "give one as infill"), ("--infill 123", "has 3 cells"), ("--infill " + "." * 36, "several solutions"), ("--infill 11" + "." * 34, "the clues contradict"), (f"--infill {PUZZLE[:-1]}7", "give a digit from 1 to 6")])
+def test_what_is_no_puzzle_is_refused_in_a_sentence(elsewhere, capsys, flags, said):
+    assert cli.main(["generate", "--checkpoint", "sudoku-6", *flags.split()]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1

@@ -16,8 +16,9 @@ from shimmer.gpt import GPTConfig, GPTModel
 from shimmer.likelihood import duel_nll, left_to_right_nll, nelbo
 from shimmer.lira import LatentCanvasConfig, LatentCanvasModel
 from shimmer.objectives import MaskedLM, NextToken, Prism
+from shimmer.player import draw_grid, save_solving, solving_frames
 from shimmer.policies import EntropyBound, TopK
-from shimmer.puzzles import CLUES, OPEN, WRITTEN, GridTokenizer, Sudoku, check_grid, dig, draw_grid, first_clash, is_held_out, join, load_sudoku, part, random_grid, rename, sample_puzzles, save_solving, solutions, solve, solving_frames, solving_order
+from shimmer.puzzles import CLUES, OPEN, WRITTEN, GridTokenizer, Sudoku, check_grid, dig, first_clash, is_held_out, join, load_sudoku, part, random_grid, rename, sample_puzzles, solutions, solve, solving_order
 from shimmer.samplers import refine
 from shimmer.tokenizers import check_contract, load_tokenizer, train_tokenizer
 
@@ -281,6 +282,8 @@ def test_a_solve_is_drawn_and_saved(tok, ids, tmp_path):
     plt.close(fig)
     path = save_solving(run, tok, tmp_path / "solve.gif", 1, part(tok.decode(ids[1]))[1])
     assert path.read_bytes()[:3] == b"GIF"
+    with pytest.raises(FileExistsError): save_solving(run, tok, path, 1)
+    with pytest.raises(ValueError, match="gif"): save_solving(run, tok, tmp_path / "solve.png", 1)
 
 
 def test_the_corpus_by_name_is_the_corpus_by_function():
