@@ -16,7 +16,7 @@ TALES := --progressive --corpus tales --checkpoint_name tales --stage_epochs 1 -
 	--optimizer muon --muon_lr 0.0025 --lr 3e-3 --compile
 SUDOKU := --corpus sudoku-6 --checkpoint_name sudoku-6 --stage_epochs 1 --batch_size 64 --mask_ratio 0.03 1 \
 	--hidden_size 128 --num_layers 2 --num_heads 4 --num_refine_steps 4 --position_embedding --qk_norm \
-	--reinject --deep_supervision --optimizer muon --muon_lr 0.02 --lr 3e-3 --precision fp32 --compile
+	--reinject --deep_supervision --optimizer muon --muon_lr 0.04 --lr 3e-3 --precision fp32 --compile
 
 # One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
