@@ -70,7 +70,8 @@ def possible_logits(
 ) -> Tensor:  # [N, V] float32 at least
     "Logits with −inf at what is never written: masks, pads, and tokens that are always given."
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.index_fill(-1, never_written(model.config, logits.device), -math.inf)
+    banned = never_written(model.config, logits.device, logits.shape[-1])
+    return logits.index_fill(-1, banned, -math.inf)
 
 def token_log_probs(
     model,  # with a config
@@ -184,7 +185,8 @@ def left_to_right_nll(
     canvas a token; ValueError for texts that have none."""
     ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
-    real, column = predicted_tokens(model.config, ids), torch.arange(ids.shape[1], device=ids.device)
+    real = predicted_tokens(model.config, ids)
+    column = torch.arange(ids.shape[1], device=ids.device)
     total = torch.zeros(len(ids), dtype=torch.float64)
     with evaluation_mode(model):
         if isinstance(model, CausalLM):

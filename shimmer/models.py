@@ -179,11 +179,13 @@ def check_denoiser(
 def never_written(
     config: Any,  # a model's
     device: torch.device | str | None = None,
-) -> Tensor:  # [n] int64, ids below vocab_size
+    size: int | None = None,  # columns of the logits; vocab_size where None
+) -> Tensor:  # [n] int64, ids below the size
     "The mask, the pad, and the tokens that are always given: what no sampler draws."
     ids = {getattr(config, name, None) for name in ("mask_token_id", "pad_token_id")}
     ids |= set(getattr(config, "given_token_ids", ()))
-    below = sorted(i for i in ids if i is not None and i < config.vocab_size)
+    top = config.vocab_size if size is None else size
+    below = sorted(i for i in ids if i is not None and i < top)
     return torch.tensor(below, dtype=torch.int64, device=device)
 
 def given_ids(

@@ -500,7 +500,7 @@ def test_texts_and_figures_come_in_any_precision(run, precision, monkeypatch):
 def test_flags_reach_what_they_are_named_after(shared):
     from shimmer.lira import LatentCanvasConfig
     options = cli_train.TrainLira(device="cpu", hidden_size=24, num_heads=2, qk_norm=True, num_prelude_layers=1, reinject=True, max_seq_len=12, lr=0.5, gradient_accumulation=2, ema_decay=0.9, seed=3)
-    tokenizer = type("Ids", (), dict(vocab_size=7, mask_token_id=7, pad_token_id=6))
+    tokenizer = type("Ids", (), dict(vocab_size=7, mask_token_id=7, pad_token_id=6, given_token_ids=()))
     config = options.build(tokenizer).config
     asked, built = cli.same_names(LatentCanvasConfig, options), cli.same_names(LatentCanvasConfig, config)
     assert {name for name in asked if asked[name] != built[name]} == {"vocab_size", "mask_token_id", "pad_token_id"}
