@@ -38,6 +38,12 @@ def cells(nb) -> list[tuple]:
     return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in nb.cells]
 
 
+def drop_warnings(nb) -> None:
+    "Take out what a run wrote to stderr: it names paths of the machine, and says nothing to a reader."
+    for cell in nb.cells:
+        if cell.cell_type == "code": cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+
+
 def keep_report(name: str) -> None:
     "Put what an evaluation has just written, and when and with what it was made, where the book reads it."
     report = json.loads((ROOT / "reports" / name / "report.json").read_text())
@@ -68,6 +74,7 @@ def sync(twin: Path, named: bool, run: bool) -> bool:
         print(f"{name}: running", flush=True)
         cwd = ROOT if is_eval else path.parent
         NotebookClient(new, timeout=None, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(cwd)}}).execute()
+        drop_warnings(new)
         if is_eval:
             keep_report(name.name)
             fill(new)

@@ -275,3 +275,11 @@ def test_flags_in_the_readme_are_the_commands():
     for _, command, *rest in lines:
         told = subprocess.run([sys.executable, "-m", "shimmer.cli", command, "--help"], capture_output=True, text=True).stdout
         assert told and all(word in told for word in rest if word.startswith("--")), (command, rest)
+
+
+def test_no_output_names_a_path_of_the_machine_it_was_made_on():
+    for path in notebooks():
+        for cell in read(path).cells:
+            if cell.cell_type != "code": continue
+            told = "".join(str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", "")) for output in cell.outputs)
+            assert "site-packages" not in told and str(ROOT) not in told and not any(output.get("name") == "stderr" for output in cell.outputs), path.name
