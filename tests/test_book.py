@@ -278,8 +278,8 @@ def test_flags_in_the_readme_are_the_commands():
 
 
 def test_no_output_names_a_path_of_the_machine_it_was_made_on():
-    for path in notebooks():
-        for cell in read(path).cells:
+    for path in book.notebooks():
+        for cell in book.read(path).cells:
             if cell.cell_type != "code": continue
             told = "".join(str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", "")) for output in cell.outputs)
             assert "site-packages" not in told and str(ROOT) not in told and not any(output.get("name") == "stderr" for output in cell.outputs), path.name
