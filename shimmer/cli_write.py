@@ -389,8 +389,7 @@ def generate(
         for row, text in enumerate(trajectory.texts(tokenizer)):
             if options.show:
                 terminal().print(trajectory_table(trajectory, tokenizer, row))
-            if isinstance(tokenizer, GridTokenizer): text = tokenizer.display(text)
-            print(text, end="\n\n" if start + row + 1 < options.num_samples else "\n")
+            print(tokenizer.display(text), end="\n\n" if start + row + 1 < options.num_samples else "\n")
 
 # %% ../nbs/appendix_cli_write.ipynb #9703ff8a
 def new_file(

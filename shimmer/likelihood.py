@@ -46,7 +46,8 @@ def check_texts(
         )
     if (empty := ~real.any(1)).any():
         raise ValueError(
-            f"row {empty.nonzero()[0].item()} of ids is nothing but pads: leave it out"
+            f"row {empty.nonzero()[0].item()} of ids is nothing but pads or given tokens: leave "
+            "it out"
         )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: at least 1 text a network call is needed")

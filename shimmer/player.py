@@ -286,6 +286,7 @@ def solving_frames(
     frames = [dict(text=text, confidence=sure, framed=cells) for text, sure, cells in after]
     return [dict(text=texts[0]), *frames[:calls]]
 
+# %% ../nbs/appendix_player.ipynb #142280fd
 def save_solving(
     trajectory: Trajectory,
     tokenizer: GridTokenizer,

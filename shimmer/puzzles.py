@@ -83,6 +83,7 @@ def read_puzzle(
         raise ValueError(f"the clues contradict: {clash}; change one of the two")
     return puzzle
 
+# %% ../nbs/26_puzzles.ipynb #9b9e6891
 def first_clash(
     sudoku: Sudoku,
     grid: str,  # digits and open cells
@@ -115,6 +116,7 @@ def fewest(
             if count < 2: break
     return found, possible
 
+# %% ../nbs/26_puzzles.ipynb #85183a3f
 def solutions(
     sudoku: Sudoku,
     puzzle: str,  # digits and open cells
@@ -150,6 +152,7 @@ def solutions(
     go_on([cell for cell, digit in enumerate(puzzle) if digit == OPEN])
     return found
 
+# %% ../nbs/26_puzzles.ipynb #67917559
 def solve(
     sudoku: Sudoku,
     puzzle: str,  # as `read_puzzle` takes it
@@ -220,6 +223,7 @@ def join(
         WRITTEN[CLUES.index(digit)] if sign == OPEN else sign for sign, digit in zip(puzzle, grid)
     )
 
+# %% ../nbs/26_puzzles.ipynb #8e282d22
 def part(
     text: str,  # clues, letters, and whatever stands for cells without a digit
 ) -> tuple[str, str]:  # digits and open cells: the clues alone, and all that is filled
@@ -236,7 +240,7 @@ def check_grid(
     if len(text) != sudoku.size**2:
         return Verdict(False, f"{len(text)} cells, not {sudoku.size**2}")
     grid = part(text)[1]
-    if (clash := first_clash(sudoku, grid)): return Verdict(False, clash)
+    if clash := first_clash(sudoku, grid): return Verdict(False, clash)
     if OPEN in grid: return Verdict(False, f"{sudoku.place(grid.index(OPEN))} is open")
     return Verdict(True)
 
@@ -250,6 +254,7 @@ def rename(
     names = CLUES[: len(digits)] + WRITTEN[: len(digits)]
     return text.translate(str.maketrans(names, digits + letters))
 
+# %% ../nbs/26_puzzles.ipynb #e37c94f5
 def is_held_out(
     grid: str,  # digits
 ) -> bool:
@@ -259,6 +264,7 @@ def is_held_out(
     digest = hashlib.sha256(rename(grid, names).encode()).digest()
     return digest[0] % 10 == 0
 
+# %% ../nbs/26_puzzles.ipynb #ae0a0202
 def sample_puzzles(
     sudoku: Sudoku,
     n: int,

@@ -160,6 +160,12 @@ class Tokenizer(ABC):
         return {getattr(self, f"{name}_token_id"): f"<{name}>" for name in ("mask", "eos", "pad")
                 if getattr(self, f"{name}_token_id") is not None}
 
+    def display(self,
+        text: str,  # as `decode` gives it
+    ) -> str:
+        "A text as it is shown to a reader; a kind whose texts are no prose says how."
+        return text
+
     def fingerprint(self) -> str:
         "A hexadecimal digest that changes whenever an encoding could."
         return digest_of([self.kind, self._state()])
