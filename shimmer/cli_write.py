@@ -389,7 +389,8 @@ def generate(
         for row, text in enumerate(trajectory.texts(tokenizer)):
             if options.show:
                 terminal().print(trajectory_table(trajectory, tokenizer, row))
-            print(tokenizer.display(text), end="\n\n" if start + row + 1 < options.num_samples else "\n")
+            more = start + row + 1 < options.num_samples
+            print(tokenizer.display(text), end="\n\n" if more else "\n")
 
 # %% ../nbs/appendix_cli_write.ipynb #9703ff8a
 def new_file(
