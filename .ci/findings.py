@@ -124,7 +124,7 @@ def puzzles() -> str:
     again = lambda rule, K: _row("puzzles", "test_refinements", rule=rule, K=K)
     K = find("puzzles", ("settings", "num_refine_steps"))
     rows, ordered = (max((row for row in report("puzzles")["results"] if row["model"].endswith(end)), key=lambda row: row["value"]) for end in ("row by row", "solver's order"))
-    return (f"**On puzzles the canvas wins.** Of unseen minimal sudokus of six digits a canvas solves {share(of('canvas, surest first'))} writing the surest cell a call and {share(of('canvas, one call'))} in a single call of {K} refinements, {share(again('one call', 2 * K))} in one of {2 * K}. "
+    return (f"**On puzzles the canvas wins.** Of unseen minimal sudokus of six digits a canvas solves {share(of('canvas, surest first'))} writing the surest cell a call and {share(of('canvas, one call'))} in a single call of {K} refinements, {share(again('one call', 2 * K))} in one of {2 * K}, on {find('puzzles', ('settings', 'studied'))} of them. "
             f"At equal operations the best GPT that reads the clues and writes row by row solves {share(rows)}, and one that is taught the solver's order {share(ordered)}. "
             f"({_seeds('puzzles')} seeds, {find('puzzles', ('settings', 'tested'))} puzzles.)")
 

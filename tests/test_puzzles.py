@@ -121,10 +121,9 @@ def test_a_wrong_grid_is_told_which_cell():
 
 @pytest.mark.parametrize("text, said", [
     ("12", "has 2 cells, a sudoku of 6 digits has 36"), ("7" + "." * 35, "'7' stands at row 1, column 1"), ("x" + "." * 35, "'x' stands"),
-    ("1....1" + "." * 30, "the clues contradict: 1 at row 1, column 6 stands in its row already, at row 1, column 1"), ("." * 36, "several solutions: give more clues"),
-    ("123...........4..........5.6" + "........", "")])
+    ("1....1" + "." * 30, "the clues contradict: 1 at row 1, column 6 stands in its row already, at row 1, column 1"), ("." * 36, "several solutions: give more clues")])
 def test_what_is_no_puzzle_is_refused(text, said):
-    with pytest.raises(ValueError, match=said or "no solution|several"): solve(SIX, text)
+    with pytest.raises(ValueError, match=said): solve(SIX, text)
 
 
 def test_a_puzzle_without_solution_is_refused():
