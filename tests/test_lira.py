@@ -1,4 +1,5 @@
 """LIRA: its sizes, that every weight learns, that no answer leaks, and that options, depth, pads and states do what they say and no more."""
+import math
 from itertools import product
 from dataclasses import replace
 
@@ -10,9 +11,12 @@ from shimmer import layers
 from shimmer.corruption import Batch, draw_noise, mask_tokens
 from shimmer.devices import compiled
 from shimmer.layers import rotary_angles
-from shimmer.lira import LatentCanvasConfig, LatentCanvasModel, MAX_LOOPS, RefineBlock
+from shimmer.likelihood import nelbo
+from shimmer.lira import AdaptiveDepth, LatentCanvasConfig, LatentCanvasModel, MAX_LOOPS, RefineBlock
 from shimmer.models import load_model
 from shimmer.objectives import MaskedLM
+from shimmer.policies import TopK
+from shimmer.samplers import refine
 
 V, L = 11, 9
 SMALL = dict(vocab_size=V, hidden_size=16, num_layers=2, num_heads=2, num_refine_steps=3, max_seq_len=L)
@@ -277,3 +281,61 @@ def test_prelude_and_coda_are_compiled_where_there_are_any(monkeypatch):
         model = LatentCanvasModel(LatentCanvasConfig(9, hidden_size=16, num_layers=1, num_heads=2, max_seq_len=6, **options))
         compiled_modules.clear()
         with compiled(model, model.compiled_parts): assert len(compiled_modules) == count and model.refine_block in compiled_modules
+
+
+def half_hidden(seed, rows=8):
+    ids = texts(seed, rows)
+    return ids.masked_fill(torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < torch.linspace(0, 1, rows)[:, None], V)
+
+
+@settings(max_examples=20)
+@given(combinations, st.integers(0, 99))
+def test_adaptive_depth_reads_each_text_where_it_stops(options, seed):
+    model, canvas = make(seed, **options), half_hidden(seed)
+    state = torch.randn(8, L, 16, generator=torch.Generator().manual_seed(seed))
+    hidden = canvas == V
+    with torch.no_grad():
+        each = model.denoise_each(canvas, 6, state)
+        held = torch.stack([(one.logits.log_softmax(-1).amax(-1) * hidden).sum(1) for one in each])
+        adaptive = AdaptiveDepth(model, sure=held.max(0).values.median().exp().clamp(1e-30, 1).item() * 0.99, most=6)
+        said, some = adaptive.denoise(canvas, state), adaptive.denoise(canvas, state, hidden)
+    for row, k in enumerate(adaptive.num_refinements.tolist()):
+        assert (held[: k - 1, row] < math.log(adaptive.sure) + 1e-3).all() and (k == 6 or held[k - 1, row] > math.log(adaptive.sure) - 1e-3)
+        torch.testing.assert_close(said.logits[row], each[k - 1].logits[row], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(said.state[row], each[k - 1].state[row], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(some.logits, said.logits[hidden], rtol=1e-3, atol=1e-3)
+    assert adaptive.spent == 2 * adaptive.num_refinements.sum()
+
+
+def test_adaptive_depth_stops_rows_at_different_depths_and_alone_as_in_company():
+    model, canvas = make(3, reinject=True), half_hidden(3)
+    adaptive = AdaptiveDepth(model, sure=0.2, most=12)
+    with torch.no_grad():
+        together = adaptive.denoise(canvas)
+        steps = adaptive.num_refinements.tolist()
+        for row, k in enumerate(steps):
+            alone = adaptive.denoise(canvas[row : row + 1])
+            assert adaptive.num_refinements.tolist() == [k]
+            torch.testing.assert_close(alone.logits[0], together.logits[row], rtol=1e-3, atol=1e-3)
+    assert steps[0] == 1 and len(set(steps)) > 1  # nothing is hidden in the first
+
+
+def test_adaptive_depth_that_is_never_sure_is_the_model_with_more_refinements():
+    torch.manual_seed(0)
+    model, canvas = LatentCanvasModel(LatentCanvasConfig(**SMALL)).eval(), torch.full((2, L), V)
+    adaptive = AdaptiveDepth(model, sure=1.0)
+    with torch.no_grad(): torch.testing.assert_close(adaptive.denoise(canvas).logits, model(canvas, num_refine_steps=12).logits)
+    assert adaptive.num_refinements.tolist() == [12, 12]
+
+
+def test_adaptive_depth_is_sampled_from_and_scored():
+    model = make(1)
+    adaptive = AdaptiveDepth(model, sure=0.3)
+    run = refine(adaptive, half_hidden(1), TopK(k=2), L)
+    assert not (run.ids == V).any()
+    assert nelbo(adaptive, texts(1), draws=2).isfinite().all()
+
+
+@pytest.mark.parametrize("options, said", [(dict(sure=0.0), "sure is 0.0"), (dict(sure=1.5), "sure is 1.5"), (dict(most=0), "most is 0: a canvas needs")])
+def test_adaptive_depth_refuses_what_makes_no_sense(options, said):
+    with pytest.raises(ValueError, match=said): AdaptiveDepth(make(), **options)
