@@ -83,6 +83,7 @@ def predicted_tokens(
     real, given = real_tokens(config, ids), getattr(config, "given_token_ids", ())
     return real & ~torch.isin(ids, torch.tensor(given, device=ids.device)) if given else real
 
+# %% ../nbs/05_corruption.ipynb #047355d8
 class Mask(NamedTuple):
     "Which tokens are hidden, and what share of its row's real tokens that is."
     masked: Tensor  # [B, L] bool

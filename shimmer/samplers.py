@@ -338,6 +338,7 @@ def prompt_rows(
         )
     return rows
 
+# %% ../nbs/15_samplers.ipynb #614d9cec
 def make_canvas(
     model: Denoiser,
     prompt_ids: Tensor | list[list[int]],  # [B, P], or rows of different lengths; an empty row

@@ -297,19 +297,18 @@ def test_adaptive_depth_reads_each_text_where_it_stops(options, seed):
     with torch.no_grad():
         each = model.denoise_each(canvas, 6, state)
         held = torch.stack([(one.logits.log_softmax(-1).amax(-1) * hidden).sum(1) for one in each])
-        adaptive = AdaptiveDepth(model, sure=held.max(0).values.median().exp().clamp(1e-30, 1).item() * 0.99, most=6)
+        adaptive = AdaptiveDepth(model, threshold=held.max(0).values.median().exp().clamp(1e-30, 1).item() * 0.99, max_refine_steps=6)
         said, some = adaptive.denoise(canvas, state), adaptive.denoise(canvas, state, hidden)
     for row, k in enumerate(adaptive.num_refinements.tolist()):
-        assert (held[: k - 1, row] < math.log(adaptive.sure) + 1e-3).all() and (k == 6 or held[k - 1, row] > math.log(adaptive.sure) - 1e-3)
+        assert (held[: k - 1, row] < math.log(adaptive.threshold) + 1e-3).all() and (k == 6 or held[k - 1, row] > math.log(adaptive.threshold) - 1e-3)
         torch.testing.assert_close(said.logits[row], each[k - 1].logits[row], rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(said.state[row], each[k - 1].state[row], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(some.logits, said.logits[hidden], rtol=1e-3, atol=1e-3)
-    assert adaptive.spent == 2 * adaptive.num_refinements.sum()
 
 
 def test_adaptive_depth_stops_rows_at_different_depths_and_alone_as_in_company():
     model, canvas = make(3, reinject=True), half_hidden(3)
-    adaptive = AdaptiveDepth(model, sure=0.2, most=12)
+    adaptive = AdaptiveDepth(model, threshold=0.2, max_refine_steps=12)
     with torch.no_grad():
         together = adaptive.denoise(canvas)
         steps = adaptive.num_refinements.tolist()
@@ -323,19 +322,19 @@ def test_adaptive_depth_stops_rows_at_different_depths_and_alone_as_in_company()
 def test_adaptive_depth_that_is_never_sure_is_the_model_with_more_refinements():
     torch.manual_seed(0)
     model, canvas = LatentCanvasModel(LatentCanvasConfig(**SMALL)).eval(), torch.full((2, L), V)
-    adaptive = AdaptiveDepth(model, sure=1.0)
+    adaptive = AdaptiveDepth(model, threshold=1.0)
     with torch.no_grad(): torch.testing.assert_close(adaptive.denoise(canvas).logits, model(canvas, num_refine_steps=12).logits)
     assert adaptive.num_refinements.tolist() == [12, 12]
 
 
 def test_adaptive_depth_is_sampled_from_and_scored():
     model = make(1)
-    adaptive = AdaptiveDepth(model, sure=0.3)
+    adaptive = AdaptiveDepth(model, threshold=0.3)
     run = refine(adaptive, half_hidden(1), TopK(k=2), L)
     assert not (run.ids == V).any()
     assert nelbo(adaptive, texts(1), draws=2).isfinite().all()
 
 
-@pytest.mark.parametrize("options, said", [(dict(sure=0.0), "sure is 0.0"), (dict(sure=1.5), "sure is 1.5"), (dict(most=0), "most is 0: a canvas needs")])
+@pytest.mark.parametrize("options, said", [(dict(threshold=0.0), "threshold is 0.0"), (dict(threshold=1.5), "threshold is 1.5"), (dict(max_refine_steps=0), "max_refine_steps is 0: a canvas needs")])
 def test_adaptive_depth_refuses_what_makes_no_sense(options, said):
     with pytest.raises(ValueError, match=said): AdaptiveDepth(make(), **options)
