@@ -288,7 +288,8 @@ def refine_until_confident(
     state: Tensor | None = None,  # as of `LatentCanvasModel.refinements`
 ) -> tuple[Tensor, Tensor]:  # [B, L, D] refined canvas; [B] int64, refinements of each text
     "Refine each text until the model believes all of it, or so often at most."
-    masked, loop = ids == model.config.mask_token_id, model.refinements(ids, max_refine_steps, state)
+    loop = model.refinements(ids, max_refine_steps, state)
+    masked = ids == model.config.mask_token_id
     rows = torch.arange(len(ids), device=ids.device)  # texts that are still refined
     num_refinements, order, latents = torch.zeros_like(rows), list[Tensor](), list[Tensor]()
     left = None  # which of them go on; all where None
