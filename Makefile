@@ -18,6 +18,8 @@ SUDOKU := --corpus sudoku-6 --checkpoint_name sudoku-6 --stage_epochs 1 --batch_
 	--hidden_size 128 --num_layers 2 --num_heads 4 --num_refine_steps 4 --position_embedding --qk_norm \
 	--reinject --deep_supervision --optimizer muon --muon_lr 0.04 --lr 3e-3 --precision fp32 --compile
 
+PUZZLE := .15.2......12..1..65.....3...5...2..
+
 # One thread a process: the notebooks are tested side by side, and small tensors gain nothing from more.
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # Jupyter's debugger warns of frozen modules at every kernel's start
@@ -34,6 +36,9 @@ demo: report-quickstart ## train, sample and score a small model in minutes: rep
 	@echo "Notebook:    reports/quickstart.ipynb"
 	@echo "Web page:    reports/quickstart.html"
 	@echo "Checkpoint:  under reports/quickstart/"
+	@echo "And a puzzle, solved by the canvas that comes with shimmer, cell by cell in reports/quickstart/puzzle.gif:"
+	@.venv/bin/shimmer generate --checkpoint sudoku-6 --template $(PUZZLE)
+	@.venv/bin/shimmer animate --checkpoint sudoku-6 --template $(PUZZLE) --policy top-k --output reports/quickstart/puzzle.gif --overwrite > /dev/null
 
 test: $(STAMP) ## check that everything is in step, then test the notebooks and the library
 	$(PY) .ci/check_in_step.py

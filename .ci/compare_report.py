@@ -18,7 +18,7 @@ from book import RESULTS, ROOT
 from tables import table
 
 NAMING = (  # the fields that name a row of a list, in the order in which they are shown
-    "group", "corpus", "source", "claim", "curriculum", "variant", "model", "writer", "sampler",
+    "group", "corpus", "world", "gap", "source", "claim", "curriculum", "variant", "model", "writer", "sampler",
     "rule", "judge", "budget", "position", "way", "loop", "what", "measure", "against", "LIRA by", "epochs", "seed",
 )
 MISSING = "–"
@@ -143,6 +143,12 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("puzzles/grid/*", within(0.4)),
     ("puzzles/*calls", relative(0.3)),
     ("puzzles/*", within(0.3)),
+    # Gaps: small models, short trainings
+    ("infilling/*calls", relative(0.3)),
+    ("infilling/nats/*", within(2.0)),
+    ("infilling/grid/*", within(0.5)),
+    ("infilling/stories/*", within(0.5)),
+    ("infilling/*", within(0.3)),
     # Shares, by the number of texts that are judged
     ("quickstart/samplers/*/right", share_of(48)),
     ("quickstart/samplers/*/different", share_of(48)),

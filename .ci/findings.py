@@ -2,8 +2,8 @@
 from collections import Counter
 from statistics import mean
 
-from book import report
-from tables import find
+from book import NBS, report, title
+from tables import find, table
 
 
 def _row(name: str, table: str, **fields) -> dict:
@@ -129,6 +129,29 @@ def puzzles() -> str:
             f"({_seeds('puzzles')} seeds, {find('puzzles', ('settings', 'tested'))} puzzles.)")
 
 
+def infilling() -> str:
+    first = find("infilling", ("settings", "temperatures"))[0]
+    row = lambda kind, way: _row("infilling", "written", gap=kind, way=way, temperature=first)
+    right = lambda kind, way: _interval(row(kind, way), "value", form="{:.0%}")
+    drafts = next(row["way"] for row in report("infilling")["written"] if "drafts" in row["way"])
+    ways = ("canvas, one a call", "GPT, left side", drafts, "GPT, fills gaps")
+    told = lambda kind: ", ".join(right(kind, way) for way in ways)
+    nats = [_row("infilling", "nats", world="tales", gap=kind, model=model) for kind in _gaps() for model in ("canvas", "GPT, left side")]
+    nearer = sum(canvas["value"] < left["value"] for canvas, left in zip(nats[::2], nats[1::2]))
+    stories = lambda model: f"{_row('infilling', 'nats', world='stories', gap='the middle', model=model)['value']:.2f}"
+    auroc = lambda model: f"{_row('infilling', 'editing', model=model)['AUROC']:.3f}"
+    head = "Where both sides are known, a canvas fills a gap best; where nearly all is missing, it does not" if row("a sentence", ways[0])["low"] > row("a sentence", ways[1])["high"] and nearer < len(_gaps()) else f"A canvas is the nearest to the truth in {nearer} of {len(_gaps())} kinds of gap"
+    late = " (at equal operations it has hardly learned to)" if max(row(kind, ways[3])["high"] for kind in _gaps()) < 0.5 else ""
+    return (f"**{head}.** Tales filled right at equal operations, canvas, GPT with the left side, its best of {find('infilling', ('settings', 'drafts'))} drafts, and a GPT that is taught to fill{late}: a missing sentence {told('a sentence')}; half of the words {told('half of the words')}; everything, of a given length {told('everything, length given')}. "
+            f"In nats the canvas is nearer the truth than the left side for {nearer} of {len(_gaps())} kinds of gap. In the middle of stories a token costs the canvas {stories('canvas')} nats, the left side {stories('GPT, left side')}, the GPT that fills {stories('GPT, fills gaps')}. "
+            f"A wrong word is told from the others with an AUROC of {auroc('canvas')}, {auroc('GPT, left side')} and {auroc('GPT, fills gaps')}, by the truth {auroc('the truth')} ({_seeds('infilling')} seeds, {find('infilling', ('settings', 'tested'))} tales).")
+
+
+def _gaps() -> list[str]:
+    "The kinds of gap in tales."
+    return list(dict.fromkeys(row["gap"] for row in report("infilling")["written"]))
+
+
 def speed() -> str:
     r = report("speed")
     demo = [step for step in r["steps"] if step["model"] == "demo"]
@@ -140,15 +163,41 @@ def speed() -> str:
             f"At a vocabulary of thousands, sampling is faster than it was, with the same tokens: {faster}. Against transformers' GPT-2 of the same shape our GPT takes {step:.2f} times as long for a training step and {token:.2f} times as long for a token with a cache.")
 
 
-FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, lira_options, speed)}
+FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, infilling, lira_options, speed)}
 FIGURES = dict(quickstart="fig-quickstart-learning", lira_vs_gpt="fig-lira-vs-gpt", refinement_steps="fig-k-curve", curriculum="fig-curriculum", epochs="fig-epochs",
-               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", lira_options="fig-lira-options", speed="fig-speed")
+               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", infilling="fig-infilling", lira_options="fig-lira-options", speed="fig-speed")
 SIX = ("puzzles", "samplers", "lira_vs_gpt", "refinement_steps", "gate", "chunk_trm")
 
 
 def verdict(name: str) -> str:
     "How a report opens: what it found, and the figure that shows it."
     return f"<!-- figure: {FIGURES[name]} -->\n\n{FINDINGS[name]()} @{FIGURES[name]} shows it."
+
+
+def good_for() -> str:
+    "What refinement was asked to be good for, what was measured, and what the intervals say."
+    K = find("puzzles", ("settings", "num_refine_steps"))
+    solved = lambda model: _row("puzzles", "results", model=model)
+    gpt = max((row for row in report("puzzles")["results"] if row["model"].startswith("GPT")), key=lambda row: row["value"])
+    again = _row("puzzles", "test_refinements", rule="one call", K=2 * K)
+    share = lambda row: _interval(row, "value", form="{:.1%}")
+    yes = lambda holds: "yes" if holds else "not shown"
+    k = {n: _row("refinement_steps", "results", model=f"K = {n}, equal operations") for n in (1, 8)}
+    filled = {kind: [_row("infilling", "written", gap=kind, way=way, temperature=1.0) for way in ("canvas, one a call", "GPT, left side")] for kind in _gaps()}
+    better = [kind for kind, (canvas, gpt) in filled.items() if canvas["low"] > gpt["high"]]
+    found = {model: _row("infilling", "editing", model=model) for model in ("canvas", "GPT, fills gaps", "GPT, left side")}
+    bits = lambda corpus, model, measure: _row("lira_vs_gpt", "results", corpus=corpus, model=model, measure=measure)
+    reading = [(corpus, bits(corpus, "LIRA", "NELBO"), bits(corpus, "GPT, equal operations", "exact")) for corpus in ("tinyshakespeare", "tinystories", "tales")]
+    rows = [
+        ("finding an order that is not left to right", f"sudokus of six digits solved at equal operations: canvas {share(solved('canvas, surest first'))}, best GPT {share(gpt)}", yes(solved("canvas, surest first")["low"] > gpt["high"]), "puzzles"),
+        ("thinking longer in one call", f"sudokus solved in one call: {share(solved('canvas, one call'))} with the {K} refinements of training, {share(again)} with {2 * K}", yes(again["low"] > solved("canvas, one call")["high"]), "puzzles"),
+        ("depth in place of parameters, on text", f"tales, nats above the truth at equal operations: one refinement {_interval(k[1], 'above the truth')}, eight {_interval(k[8], 'above the truth')}", yes(k[8]["high"] < k[1]["low"]) if k[8]["low"] <= k[1]["high"] else "no", "refinement_steps"),
+        ("filling gaps in tales", "filled right, canvas against a GPT with the left side: " + "; ".join(f"{kind} {_interval(canvas, 'value', form='{:.0%}')} against {_interval(gpt, 'value', form='{:.0%}')}" for kind, (canvas, gpt) in filled.items()), "in part" if 0 < len(better) < len(filled) else yes(bool(better)), "infilling"),
+        ("filling gaps in stories", "nats a token of the middle: " + ", ".join(f"{model} {_interval(_row('infilling', 'nats', world='stories', gap='the middle', model=model), 'value')}" for model in ("canvas", "GPT, left side", "GPT, fills gaps")), "no" if _row("infilling", "nats", world="stories", gap="the middle", model="canvas")["low"] > _row("infilling", "nats", world="stories", gap="the middle", model="GPT, left side")["high"] else "not shown", "infilling"),
+        ("finding a wrong word", "AUROC: " + ", ".join(f"{model} {row['AUROC']:.2f}" for model, row in found.items()), yes(min(found["canvas"]["AUROC by seed"]) > max(seed for model in ("GPT, left side", "GPT, fills gaps") for seed in found[model]["AUROC by seed"])), "infilling"),
+        ("reading text from left to right", "bits per byte at equal operations: " + ", ".join(f"{corpus} at most {lira['bits per byte']:.2f} against {rival['bits per byte']:.2f}" for corpus, lira, rival in reading), "no" if all(lira["low"] > rival["high"] for _, lira, rival in reading) else "in part", "lira_vs_gpt"),
+    ]
+    return table(["asked", "measured", "verdict", "report"], [[asked, measured, f"**{word}**", f"[{title(NBS / 'evals' / f'{name}.ipynb').partition(':')[0]}](evals/{name}.ipynb)"] for asked, measured, word, name in rows])
 
 
 def six() -> str:

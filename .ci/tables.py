@@ -89,6 +89,9 @@ RESULTS = [
     Row("The same in one call", "", "puzzles", *_ends("results", dict(model="canvas, one call"), value="value"), form=PERCENT),
     Row("A GPT of twice the parameters at equal operations, row by row, solved", "", "puzzles", *_ends("results", dict(model="GPT, 4 layers, row by row"), value="value"), form=PERCENT),
     Row("The same, taught the solver's order", "", "puzzles", *_ends("results", dict(model="GPT, 4 layers, in the solver's order"), value="value"), form=PERCENT),
+    Row("A sentence missing from a tale, filled right by a canvas, one token a call", "", "infilling", *_ends("written", dict(gap="a sentence", way="canvas, one a call", temperature=1.0), value="value"), form=PERCENT),
+    Row("The same, by a GPT of twice the parameters taught to fill gaps, at equal operations", "", "infilling", *_ends("written", dict(gap="a sentence", way="GPT, fills gaps", temperature=1.0), value="value"), form=PERCENT),
+    Row("The same, by a GPT that sees the left side", "", "infilling", *_ends("written", dict(gap="a sentence", way="GPT, left side", temperature=1.0), value="value"), form=PERCENT),
     Row("Query-key normalisation, against the plain block, one seed", "nats a tale", "lira_options", ("runs", dict(variant="qk_norm", seed=0), "against_plain"), ("runs", dict(variant="qk_norm", seed=0), "against_plain_standard_error"), ("±",)),
     Row("LIRA's perplexity as published: at 30% masked", "", "claims", ("perplexity", "LIRA, 30% masked")),
     Row("The same LIRA's perplexity by its bound, at most", "", "claims", ("perplexity", "LIRA, at most (NELBO)")),
@@ -170,7 +173,8 @@ IN_SHORT = {  # a chapter in eight words at most, for the map
     "24_chunk_baseline.ipynb": "The rival of the same size, in chunks",
     "25_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
     "26_puzzles.ipynb": "Sudokus, where refining beats writing in order",
-    "27_cli.ipynb": "Train, write, measure and draw from a terminal",
+    "27_instructions.ipynb": "Tales on request, and whether they obey",
+    "28_cli.ipynb": "Train, write, measure and draw from a terminal",
 }
 
 

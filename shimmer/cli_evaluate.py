@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from .checkpoints import atomic_write, load_checkpoint, read_json
 from .cli import also, refuse_foreign, same_names
-from .cli_train import FLAGS
+from .train_options import FLAGS
 from .cli_write import new_file, terminal
 from .corpora import Corpus, load_corpus
 from .curves import read_log

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rows', 'FEATURES', 'END_OF_TEXT', 'PIECE', 'OPENERS', 'MARKS', 'BLANK_ENDS', 'JSON_NAMES', 'SURROGATES', 'KINDS',
-           'LOCAL', 'SHAKESPEARE', 'HUB', 'Corpus', 'CorpusError', 'text_rows', 'local_files', 'hub_dataset',
+           'LOCAL', 'SHAKESPEARE', 'HUB', 'MADE', 'Corpus', 'CorpusError', 'text_rows', 'local_files', 'hub_dataset',
            'load_corpus']
 
 # %% ../nbs/01_corpora.ipynb #00345707
@@ -414,8 +414,11 @@ def _check_suffix(path: Path) -> None:
                           "a corpus needs at least one, and one for validation")
 
 # %% ../nbs/01_corpora.ipynb #7f9ce70a
+MADE = {"moses": "shimmer.molecules:load_moses",  # on higher floors, and asked for by name
+        "tales-instruct": "shimmer.instructions:load_instructed"}
+
 def load_corpus(
-    name_or_path: str | Path,  # tales, sudoku-6 and its kin, one of LOCAL, a file, a hub dataset
+    name_or_path: str | Path,  # tales, sudoku-6 and its kin, MADE, LOCAL, a file, a hub dataset
     limit: int | None = None,  # training texts kept (characters, of one long text); all where None
     streaming: bool = False,  # read rows as they come instead of keeping a copy on disk
     text_column: str = "text",  # that holds the texts, in a table
@@ -426,13 +429,11 @@ def load_corpus(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: keep at least 1 text, or give no limit")
     if name == "tales": return _load_tales(limit, streaming)
-    if name == "moses":  # of a higher floor, as the puzzles are, and asked for by name
-        corpus = resolve_name("shimmer.molecules:load_moses")(limit, streaming, revision)
+    if name in MADE: corpus = resolve_name(MADE[name])(limit, streaming, revision)
     elif name.startswith("sudoku-") and not path.exists():
         corpus = resolve_name("shimmer.puzzles:load_sudoku")(name, limit, streaming)
     elif name in LOCAL and (files := local_files(name)):
-        train, *valid = files
-        corpus = _read_file(train, streaming, limit, valid=valid[0] if valid else None, name=name)
+        corpus = _read_file(files[0], streaming, limit, valid=(*files[1:], None)[0], name=name)
     elif name == "tinyshakespeare":
         with _downloading(name): file = _fetch(*SHAKESPEARE)
         corpus = _read_file(file, streaming, limit, name=name)
@@ -444,7 +445,6 @@ def load_corpus(
     else: corpus = _split_rows(hub_dataset(name, streaming, revision), name, limit, text_column)
     for split, rows in (("training", corpus.train), ("validation", corpus.valid)):
         if next(iter(rows), None) is None:
-            raise CorpusError(f"{name} has 0 {split} texts: it needs at least two, "
-                              "of which one is for validation")
+            raise CorpusError(f"{name} has 0 {split} texts: give at least two, one to validate on")
     if corpus.documents and not streaming: _warn_of_copies(corpus)
     return corpus

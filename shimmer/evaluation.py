@@ -22,6 +22,7 @@ from .calibration import confidence_gap
 from .canvases import encode_corpus
 from .corpora import Corpus
 from .corruption import draw_noise, mask_tokens, predicted_tokens
+from .instructions import REQUEST_TOKENS, RequestTokenizer, judge_requests
 from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll
 from .likelihood import paired_difference, token_nats
 from .metrics import generation_metrics, judge_tales, split_words
@@ -170,8 +171,9 @@ def written_texts(
     model: Any,  # a denoiser or a causal model
     tokenizer: Any,
     config: "EvalConfig",
+    prompts: list[list[int]] | None = None,  # of one length; `num_written` empty ones where None
 ) -> list[str]:
-    "Texts from nothing: one token a call, or by the model's own policy where it has one."
+    "Texts from prompts: one token a call, or by the model's own policy where it has one."
     written: Callable[..., Trajectory] = generate_topk
     settings: dict[str, Any] = dict(
         order=config.order, eos_token_id=tokenizer.eos_token_id, record=False
@@ -180,12 +182,13 @@ def written_texts(
         written, settings = generate_left_to_right, {"eos_token_id": tokenizer.eos_token_id}
     elif revises(model): written, settings = generate_by_refinement, {"record": False}
     at_once = rows_at_once(model)
+    if prompts is None: prompts = [[]] * config.num_written
     parts = [
         written(
-            model, [[]] * min(at_once, config.num_written - start), temperature=config.temperature,
+            model, prompts[start : start + at_once], temperature=config.temperature,
             seed=config.seed + start, **settings,
         )
-        for start in range(0, config.num_written, at_once)
+        for start in range(0, len(prompts), at_once)
     ]
     return [text for trajectory in parts for text in trajectory.texts(tokenizer)]
 
@@ -226,7 +229,10 @@ def measure_model(
     grids = tokenizer if isinstance(tokenizer, GridTokenizer) else None
     if grids and isinstance(model, Denoiser):
         written = solved_texts(model, grids, ids[: config.num_written])
-    else: written = written_texts(model, tokenizer, config)
+    else:
+        asks = isinstance(tokenizer, RequestTokenizer)
+        asked = ids[: config.num_written, :REQUEST_TOKENS].tolist() if asks else None
+        written = written_texts(model, tokenizer, config, asked)
     nats, sizes = likelihoods(model, ids, config), [len(text.encode()) for text in texts]
     exact = isinstance(model, CausalLM)
     figures = {
@@ -253,6 +259,7 @@ def measure_model(
     }
     if corpus.name == "tales": figures |= judge_tales(written)
     if grids and isinstance(model, Denoiser): figures |= judge_puzzles(grids.sudoku, written)
+    if isinstance(tokenizer, RequestTokenizer): figures |= judge_requests(written)
     if corpus.name == "moses":
         figures |= molecule_metrics(
             written, corpus.train["text"], corpus.valid["text"], seed=config.seed

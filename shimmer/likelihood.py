@@ -244,13 +244,16 @@ def replay(
     text: Tensor,  # [B, L] int64
     decide: Callable[[SamplerState], UnmaskAction],  # a policy, or a rule of one's own
     num_calls: int,  # after which every position has to be written
+    written: Tensor | None = None,  # [B, L] bool, the tokens that are written while the others
+        # stand; all but pads where None
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
     """Write texts the way a policy would, and add up what each token cost when it was written;
     ValueError for a policy that reopens or leaves holes."""
     device = device_of(model)
     work = sampling_device(device)
     text = text.to(work)
-    row, masked, state = torch.arange(len(text)), predicted_tokens(model.config, text), None
+    masked = predicted_tokens(model.config, text) if written is None else written.to(work)
+    row, state = torch.arange(len(text)), None
     total, num_masked = torch.zeros(len(text), dtype=torch.float64), masked.sum(1)
     for call in range(num_calls):
         canvas = text.masked_fill(masked, model.config.mask_token_id)

@@ -142,23 +142,15 @@ class LatentCanvasModel(PretrainedModel):
         # begins as the model that carries nothing
         if self.carry_norm is not None: nn.init.zeros_(self.carry_norm.weight)
 
-    def refinements(
+    def embed(
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
-        num_refine_steps: int | None = None,  # applications of the block; the config's where None
         state: Tensor | None = None,  # [B, L, D] what `refine` returned for an earlier canvas of
             # the same texts
-    ) -> Generator[Tensor, Tensor | None, None]:  # K times [B, L, D]; whoever sends back the
-        # numbers of some rows goes on with these alone
-        """Embed a canvas, and refine its latent again and again; ValueError for no refinement and
-        for a canvas that is too long."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:  # [B, L, D] latents; what
+        # `rotary_angles` says; [B, L] bool real tokens, None where there are no others
+        "What the loop starts from; ValueError for a canvas that is too long."
         config, L = self.config, ids.shape[1]
-        K = config.num_refine_steps if num_refine_steps is None else num_refine_steps
-        if not 1 <= K <= MOST_REPEATS:
-            raise ValueError(
-                f"num_refine_steps is {K}: give 1 to {MOST_REPEATS:,}, a canvas needs at least 1 "
-                "refinement"
-            )
         if L > config.max_seq_len:
             raise ValueError(
                 f"the canvas has {L} tokens, max_seq_len is {config.max_seq_len}: shorten it or "
@@ -171,7 +163,25 @@ class LatentCanvasModel(PretrainedModel):
         if self.carry_norm is not None and state is not None: z = z + self.carry_norm(state)
         rotary = rotary_angles(L, config.hidden_size // config.num_heads, device=ids.device)
         real = padding_mask(ids, config.pad_token_id)
-        if self.prelude is not None: z = self.prelude(z, rotary, real)
+        return z if self.prelude is None else self.prelude(z, rotary, real), rotary, real
+
+    def refinements(
+        self,
+        ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
+        num_refine_steps: int | None = None,  # applications of the block; the config's where None
+        state: Tensor | None = None,  # [B, L, D] as of `embed`
+    ) -> Generator[Tensor, Tensor | None, None]:  # K times [B, L, D]; whoever sends back the
+        # numbers of some rows goes on with these alone
+        """Embed a canvas, and refine its latent again and again; raises what `embed` raises, and
+        ValueError for no refinement."""
+        config = self.config
+        K = config.num_refine_steps if num_refine_steps is None else num_refine_steps
+        if not 1 <= K <= MOST_REPEATS:
+            raise ValueError(
+                f"num_refine_steps is {K}: give 1 to {MOST_REPEATS:,}, a canvas needs at least 1 "
+                "refinement"
+            )
+        z, rotary, real = self.embed(ids, state)
         start = z
         for k in range(K):
             if config.reinject and k: z = z + start

@@ -155,6 +155,18 @@ class Tokenizer(ABC):
         "What to show for one id: its text, or `<mask>`, `<eos>`, `<pad>`."
         return self._special_names.get(int(id)) or self.decode([int(id)])
 
+    def prompt(self,
+        text: str,  # as it is typed
+    ) -> list[int]:
+        "The ids of what a text to be written begins with; ValueError for what can't begin one."
+        return self.encode(text)
+
+    def spelling(self,
+        id: int,
+    ) -> str:
+        "What a token means, by which the same tokens of two vocabularies are found."
+        return self.token(id)
+
     @property
     def _special_names(self) -> dict[int, str]:
         return {getattr(self, f"{name}_token_id"): f"<{name}>" for name in ("mask", "eos", "pad")
@@ -294,6 +306,7 @@ TOKENIZERS = {
     "huggingface": "shimmer.subwords:HuggingFaceTokenizer",
     "selfies": "shimmer.molecules:SelfiesTokenizer",
     "grid": "shimmer.puzzles:GridTokenizer",
+    "request": "shimmer.instructions:RequestTokenizer",
 }  # kind -> where its class stands; it is imported when it is asked for
 
 def tokenizer_class(
@@ -345,7 +358,7 @@ def load_tokenizer(
 # %% ../nbs/02_tokenizers.ipynb #07a11332
 def train_tokenizer(
     corpus: Any,  # a Corpus: .train and .valid with a column "text", .documents
-    kind: str = "unigram",  # "char", "word", "selfies", "grid", "unigram" or "bpe"
+    kind: str = "unigram",  # "char", "word", "selfies", "grid", "request", "unigram" or "bpe"
     vocab_size: int | None = None,  # number of ids of a unigram or bpe vocabulary; a table is as
         # long as its corpus makes it
     eos: bool | None = None,  # have an end token and a pad? None: where the corpus consists of
@@ -355,7 +368,7 @@ def train_tokenizer(
     doesn't fit it."""
     eos = corpus.documents if eos is None else eos
     texts = lambda split: (row["text"] for row in split)
-    if kind in ("char", "word", "selfies", "grid"):
+    if kind in ("char", "word", "selfies", "grid", "request"):
         table: Any = tokenizer_class(kind)
         if vocab_size is not None:
             raise ValueError(
@@ -365,8 +378,8 @@ def train_tokenizer(
         return table.train(chain(texts(corpus.train), texts(corpus.valid)), eos=eos)
     if kind not in ("unigram", "bpe"):
         raise ValueError(
-            f"kind={kind!r}: must be 'char', 'word', 'selfies', 'grid', 'unigram' or 'bpe'; choose "
-            "one of the six"
+            f"kind={kind!r}: must be 'char', 'word', 'selfies', 'grid', 'request', 'unigram' or "
+            "'bpe'; choose one of the seven"
         )
     if vocab_size is None:
         raise ValueError(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shimmer import cli, cli_evaluate, cli_train, cli_write
+from shimmer import cli, cli_evaluate, cli_train, cli_write, train_options
 from shimmer.objectives import Prism
 from shimmer.policies import EntropyBound, Order, Schedule, TopK
 
@@ -99,10 +99,10 @@ def test_a_preset_leaves_out_what_a_model_has_no_use_for(model):
 # --- the kind of model ---------------------------------------------------------------------------
 
 def test_the_kind_is_named_first_or_by_a_flag():
-    assert type(parsed("")) is type(parsed("lira")) is type(parsed("--model lira")) is cli_train.TrainLira
+    assert type(parsed("")) is type(parsed("lira")) is type(parsed("--model lira")) is train_options.TrainLira
     same = [parsed(line) for line in ("chunk-trm --rotary", "chunk_trm --rotary", "--rotary --model=chunk_trm", "--model chunk-trm --rotary", "gpt --model gpt") if "gpt" not in line]
-    assert all(options == same[0] for options in same) and type(same[0]) is cli_train.TrainChunkTRM
-    assert type(parsed("gpt --model gpt")) is cli_train.TrainGPT
+    assert all(options == same[0] for options in same) and type(same[0]) is train_options.TrainChunkTRM
+    assert type(parsed("gpt --model gpt")) is train_options.TrainGPT
     with pytest.raises(ValueError, match="two kinds of model"): parsed("gpt --model lira")
     with pytest.raises(ValueError, match="'' is unknown"): parsed("--model")
 
@@ -164,13 +164,19 @@ def test_infilling_keeps_what_was_given(run, shared):
     assert out.startswith(first) and out.rstrip("\n").endswith(" ".join(rest))
 
 
-def test_blanks_by_tokenizer():
-    from shimmer.tokenizers import CharTokenizer, WordTokenizer
-    words, letters = WordTokenizer.train(["a red ball."]), CharTokenizer.train(["a red ball."])
-    assert cli_write.blanks("a ___ ball.", words) == [words.encode("a")[0], words.mask_token_id, *words.encode(" ball.")]
-    assert cli_write.blanks("[MASK:2].", words) == [words.mask_token_id] * 2 + words.encode(".")
-    assert cli_write.blanks("a __[MASK] [MASK]", letters) == [*letters.encode("a "), letters.mask_token_id, letters.mask_token_id, *letters.encode(" "), letters.mask_token_id]
-    with pytest.raises(ValueError, match="blank of no tokens"): cli_write.blanks("[MASK:0]", words)
+def test_gaps_of_any_length(run, shared, monkeypatch):
+    monkeypatch.chdir(shared)
+    flags = ["--checkpoint", "checkpoints/tiny", "--infill", "Once ___ a time, ___ was ___."]
+    for more, masks in ((["--gap_tokens", "3"], 9), ([], 3)):
+        model, tokenizer, options = cli_write.parse(cli_write.Generate, [*flags, *more])
+        assert (cli_write.canvas_of(model, tokenizer, options) == tokenizer.mask_token_id).sum() == masks
+    code, out, _ = run("generate --checkpoint checkpoints/tiny --gap_tokens auto --infill " + shlex.quote("Once ___ a time, ___ was happy."))
+    assert code == 0 and out.startswith("Once") and out.rstrip().endswith("was happy.")
+
+
+def test_depth_that_adapts(run):
+    code, out, _ = run("generate --checkpoint checkpoints/tiny --depth_threshold 0.5 --num_refine_steps 1 --prompt Once --gen_length 3")
+    assert code == 0 and out.startswith("Once")
 
 
 def test_infilling_ends_the_text_or_leaves_room(shared, monkeypatch):
@@ -271,7 +277,7 @@ def test_an_imadarem_trains_mends_and_is_measured(run, shared, gate):
 
 def test_the_teachers_average_is_not_the_trainers():
     from shimmer.tokenizers import WordTokenizer
-    options = cli_train.TrainImadarem(max_seq_len=8, hidden_size=16, num_heads=2)
+    options = train_options.TrainImadarem(max_seq_len=8, hidden_size=16, num_heads=2)
     assert options.build(WordTokenizer.train(["a b"])).config.ema_decay == 0.995 != options.ema_decay
 
 def test_what_rewriting_has_no_use_for_is_refused(run, shared, refused):
@@ -499,7 +505,7 @@ def test_texts_and_figures_come_in_any_precision(run, precision, monkeypatch):
 
 def test_flags_reach_what_they_are_named_after(shared):
     from shimmer.lira import LatentCanvasConfig
-    options = cli_train.TrainLira(device="cpu", hidden_size=24, num_heads=2, qk_norm=True, num_prelude_layers=1, reinject=True, max_seq_len=12, lr=0.5, gradient_accumulation=2, ema_decay=0.9, seed=3)
+    options = train_options.TrainLira(device="cpu", hidden_size=24, num_heads=2, qk_norm=True, num_prelude_layers=1, reinject=True, max_seq_len=12, lr=0.5, gradient_accumulation=2, ema_decay=0.9, seed=3)
     tokenizer = type("Ids", (), dict(vocab_size=7, mask_token_id=7, pad_token_id=6, given_token_ids=()))
     config = options.build(tokenizer).config
     asked, built = cli.same_names(LatentCanvasConfig, options), cli.same_names(LatentCanvasConfig, config)
@@ -511,7 +517,7 @@ def test_flags_reach_what_they_are_named_after(shared):
 
 def test_weights_are_a_function_of_the_seed():
     def weight(seed):
-        options = cli_train.TrainLira(num_samples=40, hidden_size=16, num_heads=2, max_seq_len=72, seed=seed)
+        options = train_options.TrainLira(num_samples=40, hidden_size=16, num_heads=2, max_seq_len=72, seed=seed)
         return cli_train.prepare(options)[1].lm_head.weight
     assert torch.equal(weight(1), weight(1)) and not torch.equal(weight(1), weight(2))
 
@@ -585,7 +591,11 @@ def test_cuda_that_is_absent(refused, command):
     (f"--gen_length {ROOM + 1}", [f"{ROOM + 1}", f"{ROOM} at most"]),
     ("--prompt " + shlex.quote("Once" + " a" * 89), ["90 tokens", f"holds {ROOM}"]),
     ("--prompt Zebra", ["'Zebra'", "prompt"]),
-    ("--infill 'Lily ran.'", ["no blank", "___"]),
+    ("--infill 'Lily ran.'", ["no gap", "___"]),
+    ("--infill 'Once ___.' --gap_tokens 0", ["gap_tokens is 0", "auto"]),
+    ("--infill 'Once ___' --gap_tokens auto --gen_length 3", ["nothing follows gap 1", "give its length"]),
+    ("--infill 'Once ___ Zebra.'", ["Zebra'", "the template"]),
+    ("--depth_threshold 2", ["threshold is 2", "probability"]),
     ("--infill '[MASK:0]'", ["no tokens"]),
     ("--infill '[MASK:200]'", ["200", f"holds {ROOM}"]),
     ("--infill 'Lily ___' --prompt Lily", ["prompt and infill"]),

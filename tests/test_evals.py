@@ -17,6 +17,7 @@ SMALL = dict(
     quickstart=dict(train_tales=1600, batch_size=16, hidden_size=32, num_layers=1, num_heads=2, compile_blocks=False, judged_tales=4, valid_tales=16, valid_draws=4),
     speed=dict(small=True, repeats=1, encode_megabytes=0.02),
     puzzles=dict(train_puzzles=60, names=2, tested=20, seeds=[0, 1], updates=4, batch_size=8, hidden_size=16, num_heads=2, num_layers=1, num_refine_steps=2, gpt_layers=[1], refinements=[1, 2, 3], test_refinements=[1, 2], muon_lrs=[0.01, 0.02], grid_updates=2, grid_puzzles=5, study_updates=2, studied=10, head_updates=2, compile_blocks=False),
+    infilling=dict(updates=3, stories_updates=3, seeds=[0, 1], stories_seeds=[0], tested=3, tuned=2, drafts=2, edited=2, stories_corpus="tales", stories_tokenizer="word", stories_vocab=None, stories_limit=200, stories_length=24, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, gpt_layers=1, muon_lrs=[0.01, 0.02], temperatures=[1.0], compile_blocks=False),
     samplers=dict(seeds=[0, 1], judged_tales=2, replayed_tales=2, grid_tales=2, budgets=[6, 30], tuned_up_to=6, head_updates=2, verify_updates=2, stories_corpus="OWN_TEXT", stories_tokenizer="char", stories_vocab=None, stories_limit=20000, stories_length=12, stories_updates=3, stories_written=2, batch_size=4, hidden_size=16, num_layers=1, num_heads=2),
     lira_options=dict(steps=3, seeds=[0, 1], batch_size=4, hidden_size=16, num_layers=1, num_heads=2, valid_tales=8, draws=2),
     lira_vs_gpt=dict(**TINY, corpora=[dict(name="tales", tokenizer="word", vocab_size=None, max_seq_len=72, num_layers=1, updates=10), dict(name="OWN_TEXT", tokenizer="char", vocab_size=None, max_seq_len=16, num_layers=1, updates=10)],
@@ -170,6 +171,19 @@ def test_puzzles(report):
     steps = {row["model"]: row["updates"] for row in figures["trained"]}
     assert steps["K = 1, equal operations"] > steps["K = 1, equal updates"] == 2 and "K = 3, equal updates" not in steps
     assert len(figures["example"]["canvas"]) == len(figures["example"]["GPT"]) == 36
+
+
+def test_infilling(report):
+    _, figures = report("infilling")
+    kinds = {"a sentence", "every second sentence", "half of the words", "all but the ending", "all but one word", "everything, length given"}
+    assert {row["gap"] for row in figures["nats"] if row["world"] == "tales"} == kinds and {row["gap"] for row in figures["stories"]} == {"the middle", "half of the tokens"}
+    truth = {row["gap"]: row for row in figures["written"] if row["way"] == "the truth, entropy bound"}
+    assert set(truth) == kinds and truth["a sentence"]["value"] >= 0.5  # what a perfect model fills in is right but for the bound
+    calls = {row["way"]: row["calls"] for row in figures["written"] if row["gap"] == "a sentence"}
+    assert calls["canvas, one a call"] == calls["GPT, fills gaps"] == calls["GPT, left side"] > 3 and calls["GPT, left side, best of 2 drafts"] == 2 * calls["GPT, left side"]
+    assert next(row for row in figures["editing"] if row["model"] == "the truth")["AUROC"] > 0.9
+    floor = {row["gap"]: row["value"] for row in figures["nats"] if row["model"] == "the truth"}
+    assert floor["everything, length given"] > floor["all but the ending"] > floor["a sentence"] > 0
 
 
 def test_samplers(report):

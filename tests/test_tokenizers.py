@@ -298,7 +298,7 @@ def test_pieces_are_learned_from_the_training_split_alone():
     for kind in ("unigram", "bpe"): assert train_tokenizer(one, kind, 320).fingerprint() == train_tokenizer(other, kind, 320).fingerprint()
 
 
-@pytest.mark.parametrize("arguments, message", [(("letters",), "'char', 'word', 'selfies', 'grid', 'unigram' or 'bpe'"), (("char", 100), "one id for every character"), (("selfies", 100), "leave vocab_size out"), (("unigram",), "must be given")])
+@pytest.mark.parametrize("arguments, message", [(("letters",), "'char', 'word', 'selfies', 'grid', 'request', 'unigram' or 'bpe'"), (("char", 100), "one id for every character"), (("selfies", 100), "leave vocab_size out"), (("unigram",), "must be given")])
 def test_train_tokenizer_refuses(arguments, message):
     with pytest.raises(ValueError, match=message): train_tokenizer(corpus(TEXTS, TEXTS), *arguments)
 
