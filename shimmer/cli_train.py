@@ -141,6 +141,7 @@ def check_place(
             "--checkpoint_name"
         )
 
+# %% ../nbs/appendix_cli_train.ipynb #64f39617
 def check_same_model(
     model: PretrainedModel,  # as the options make it
     directory: Path,  # the checkpoint it is to go on from
@@ -196,6 +197,7 @@ def interrupted(
         "repeat the command with --resume in place of any --overwrite"
     )
 
+# %% ../nbs/appendix_cli_train.ipynb #c5a733d3
 def train(
     options: TrainOptions,
 ) -> None:

@@ -134,6 +134,7 @@ def sample_requests(
             made += 1
             if made == n: return
 
+# %% ../nbs/27_instructions.ipynb #34f2d102
 def _requests(n: int, seed: int, held_out: bool, grammar: str) -> Iterator[str]:
     yield from sample_requests(n, seed, held_out)
 

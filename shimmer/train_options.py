@@ -178,6 +178,7 @@ class TrainGPT(TrainOptions, GPTConfig):  # type: ignore[misc]
         ids["bos_token_id"] = tokenizer.eos_token_id or 0
         return GPTModel(GPTConfig(**same_names(GPTConfig, self, **ids)))
 
+# %% ../nbs/appendix_train_options.ipynb #cf0c3694
 @dataclass(kw_only=True)
 class TrainChunkTRM(TrainOptions, ChunkTRMConfig):  # type: ignore[misc]
     "Train a chunk-TRM, which appends chunks of tokens that it has refined."
