@@ -80,6 +80,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("gate/*/stops/*", IGNORED),
     ("gate/*/calls_of_texts/*", IGNORED),
     ("gate/best_threshold/*/threshold", IGNORED),
+    ("depth/halting/*/threshold", IGNORED),
     ("gate/best_threshold/*/calls", IGNORED),
     ("gate/best_threshold/*/passes", IGNORED),
     # Settings, operations and what is known of a corpus are counted or computed, not trained
@@ -143,6 +144,16 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("puzzles/grid/*", within(0.4)),
     ("puzzles/*calls", relative(0.3)),
     ("puzzles/*", within(0.3)),
+    # Depth: small models, short trainings, seeds a tenth to a third apart
+    ("depth/results/*difference*", IGNORED),  # of values that are compared
+    ("depth/results/*against*", IGNORED),
+    ("depth/results/puzzles*", within(0.4)),
+    ("depth/results/tales*", relative(0.5)),
+    ("depth/results/*", within(0.3)),
+    ("depth/grid/*", relative(0.3)),
+    ("depth/halting/*fixed*", IGNORED),
+    ("depth/halting/*/saved", IGNORED),
+    ("depth/halting/*", relative(0.5)),
     # Gaps: small models, short trainings
     ("infilling/*calls", relative(0.3)),
     ("infilling/nats/*", within(2.0)),

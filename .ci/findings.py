@@ -147,6 +147,37 @@ def infilling() -> str:
             f"A wrong word is told from the others with an AUROC of {auroc('canvas')}, {auroc('GPT, left side')} and {auroc('GPT, fills gaps')}, by the truth {auroc('the truth')} ({_seeds('infilling')} seeds, {find('infilling', ('settings', 'tested'))} tales).")
 
 
+def _loop(world: str, model: str, depth: int | None = None) -> dict:
+    "The row of report depth for a loop, read at the depth of training unless told otherwise."
+    K = find("depth", ("settings", "num_refine_steps"))
+    return _row("depth", "results", world=world, model=model, depth=K if depth is None else depth)
+
+
+def _saved(world: str, rule: str) -> list[float]:
+    "The share of applications that a rule saves, by seed."
+    return [row["saved"] for row in report("depth")["halting"] if (row["world"], row["rule"]) == (world, rule)]
+
+
+def _shares(values: list[float]) -> str:
+    "Shares by seed, in words."
+    told = [f"{value:.0%}".replace("-", "−") for value in values]
+    return ", ".join(told[:-1]) + f" and {told[-1]}"
+
+
+def depth() -> str:
+    K = find("depth", ("settings", "num_refine_steps"))
+    unsolved = lambda model, depth=None: _interval(_loop("puzzles", model, depth), "value", form="{:.1%}")
+    against = lambda world, model: _interval(_loop(world, model), "against the plain loop", "difference low", "difference high")
+    two = ("two latents", "two latents, last round")
+    worse = all(_loop("puzzles", model)["difference low"] > 0 for model in two)
+    saves = min(_saved("puzzles", "sure")) > 0
+    missed = max(0.0, *(row["lost"] - row["lost at the fixed depth"] for row in report("depth")["halting"] if (row["world"], row["rule"]) == ("puzzles", "sure")))
+    head = "Two latents don't beat one loop where depth matters, and stopping in time pays there" if worse and saves else "What depth is worth depends on the world"
+    return (f"**{head}.** Puzzles that are not solved in one call of {K} applications, at equal operations: plain loop {unsolved('plain loop')}, random K {unsolved('random K')}, two latents {unsolved(two[0])}, with the last round's gradient {unsolved(two[1])}. "
+            f"Against the plain loop the last changes {against('tales', two[1])} nats a tale and {against('stories', two[1])} nats a token of stories. With twice the applications of training the plain loop leaves {unsolved('plain loop', 2 * K)}, with four times {unsolved('plain loop', 4 * K)}. "
+            f"Stopping when the model is sure of a whole puzzle saves {_shares(_saved('puzzles', 'sure'))} of the applications, by seed, against the fixed depth that solves as many, with at most {missed:.1%} of the puzzles fewer; on tales and stories no model is ever sure of a whole text with much hidden ({_seeds('depth')} seeds).")
+
+
 def _gaps() -> list[str]:
     "The kinds of gap in tales."
     return list(dict.fromkeys(row["gap"] for row in report("infilling")["written"]))
@@ -163,9 +194,9 @@ def speed() -> str:
             f"At a vocabulary of thousands, sampling is faster than it was, with the same tokens: {faster}. Against transformers' GPT-2 of the same shape our GPT takes {step:.2f} times as long for a training step and {token:.2f} times as long for a token with a cache.")
 
 
-FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, infilling, lira_options, speed)}
+FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, depth, infilling, lira_options, speed)}
 FIGURES = dict(quickstart="fig-quickstart-learning", lira_vs_gpt="fig-lira-vs-gpt", refinement_steps="fig-k-curve", curriculum="fig-curriculum", epochs="fig-epochs",
-               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", infilling="fig-infilling", lira_options="fig-lira-options", speed="fig-speed")
+               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", depth="fig-depth-loops", infilling="fig-infilling", lira_options="fig-lira-options", speed="fig-speed")
 SIX = ("puzzles", "samplers", "lira_vs_gpt", "refinement_steps", "gate", "chunk_trm")
 
 
@@ -191,6 +222,8 @@ def good_for() -> str:
     rows = [
         ("finding an order that is not left to right", f"sudokus of six digits solved at equal operations: canvas {share(solved('canvas, surest first'))}, best GPT {share(gpt)}", yes(solved("canvas, surest first")["low"] > gpt["high"]), "puzzles"),
         ("thinking longer in one call", f"sudokus solved in one call: {share(solved('canvas, one call'))} with the {K} refinements of training, {share(again)} with {2 * K}", yes(again["low"] > solved("canvas, one call")["high"]), "puzzles"),
+        ("thinking only as long as needed", f"applications saved at equal quality, by seed: puzzles {_shares(_saved('puzzles', 'sure'))} when the model is sure; tales {_shares(_saved('tales', 'the tokens rest'))} and stories {_shares(_saved('stories', 'the tokens rest'))} when the tokens rest", "in part" if min(_saved("puzzles", "sure")) > 0 >= min(_saved("stories", "the tokens rest")) else yes(min(_saved("puzzles", "sure")) > 0), "depth"),
+        ("two latents, a fast one and a slow one", "against one loop at equal operations: " + "; ".join(f"{world} {_interval(_loop(world, 'two latents, last round'), 'against the plain loop', 'difference low', 'difference high')} {unit}" for world, unit in (("puzzles", "of the puzzles unsolved"), ("tales", "nats a tale"), ("stories", "nats a token"))), "no" if _loop("puzzles", "two latents, last round")["difference low"] > 0 else "not shown", "depth"),
         ("depth in place of parameters, on text", f"tales, nats above the truth at equal operations: one refinement {_interval(k[1], 'above the truth')}, eight {_interval(k[8], 'above the truth')}", yes(k[8]["high"] < k[1]["low"]) if k[8]["low"] <= k[1]["high"] else "no", "refinement_steps"),
         ("filling gaps in tales", "filled right, canvas against a GPT with the left side: " + "; ".join(f"{kind} {_interval(canvas, 'value', form='{:.0%}')} against {_interval(gpt, 'value', form='{:.0%}')}" for kind, (canvas, gpt) in filled.items()), "in part" if 0 < len(better) < len(filled) else yes(bool(better)), "infilling"),
         ("filling gaps in stories", "nats a token of the middle: " + ", ".join(f"{model} {_interval(_row('infilling', 'nats', world='stories', gap='the middle', model=model), 'value')}" for model in ("canvas", "GPT, left side", "GPT, fills gaps")), "no" if _row("infilling", "nats", world="stories", gap="the middle", model="canvas")["low"] > _row("infilling", "nats", world="stories", gap="the middle", model="GPT, left side")["high"] else "not shown", "infilling"),

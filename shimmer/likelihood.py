@@ -354,30 +354,29 @@ class Interval(NamedTuple):
 
 # %% ../nbs/11_likelihood.ipynb #1f31f8c8
 def bootstrap_interval(
-    nats: Tensor,  # [B] of each text, or any number measured for each
+    nats: Tensor,  # [B] of each text, or any number measured for each; [S, B] of S seeds
     sizes: Tensor | list[int] | None = None,  # [B] tokens or bytes of each text: the value is then
         # sum(nats) / sum(sizes)
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,  # share of intervals that hold the truth, for texts enough
 ) -> Interval:
-    """Mean over texts, or a ratio of sums, with the percentile interval over resampled texts;
-    ValueError for fewer than two texts and for what has no mean."""
+    """Mean over texts, or a ratio of sums, with the percentile interval over resampled texts, and
+    seeds where there are; ValueError for fewer than two texts and for what has no mean."""
     nats = torch.as_tensor(nats, dtype=torch.float64).cpu()
-    weights = (
-        torch.ones_like(nats)
-        if sizes is None
-        else torch.as_tensor(sizes, dtype=torch.float64).cpu()
-    )
-    if nats.ndim != 1 or len(nats) < 2:
+    B = nats.shape[-1] if nats.ndim else 0
+    weights = torch.ones(B) if sizes is None else torch.as_tensor(sizes).cpu()
+    if nats.ndim not in (1, 2) or not len(nats) or B < 2:
         raise ValueError(
-            f"nats has shape {tuple(nats.shape)}: an interval needs [B] with at least 2 texts"
+            f"nats has shape {tuple(nats.shape)}: an interval needs [B], or [S, B] of S seeds, "
+            "with at least 2 texts"
         )
-    if weights.shape != nats.shape:
+    if weights.shape != (B,):
         raise ValueError(
             f"sizes has shape {tuple(weights.shape)}, nats {tuple(nats.shape)}: give one size a "
             "text"
         )
+    weights = weights.double()
     if not nats.isfinite().all():
         raise ValueError(
             f"nats holds {nats[~nats.isfinite()][0].item()}: a text that the model holds "
@@ -388,16 +387,18 @@ def bootstrap_interval(
     if resamples < 1: raise ValueError(f"resamples is {resamples}: give at least 1")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: give a share in (0, 1), such as 0.95")
-    generator = torch.Generator().manual_seed(seed)
-    picks = (
-        torch.randint(len(nats), (len(part), len(nats)), generator=generator)
-        for part in torch.arange(resamples).split(100)
-    )
-    values = torch.cat([nats[pick].sum(1) / weights[pick].sum(1) for pick in picks])
-    low, high = values.quantile(
+    nats = nats.reshape(-1, B)
+    texts, seeds = (torch.Generator().manual_seed(n) for n in (seed, seed + 1))
+    values = list[Tensor]()
+    for part in torch.arange(resamples).split(100):
+        pick = torch.randint(B, (len(part), B), generator=texts)
+        among = torch.randint(len(nats), (len(nats), len(part)), generator=seeds)
+        sums = nats[:, pick].sum(2).gather(0, among).mean(0)
+        values.append(sums / weights[pick].sum(1))
+    low, high = torch.cat(values).quantile(
         torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     ).tolist()
-    return Interval((nats.sum() / weights.sum()).item(), low, high)
+    return Interval((nats.mean(0).sum() / weights.sum()).item(), low, high)
 
 # %% ../nbs/11_likelihood.ipynb #63500c3a
 def paired_difference(

@@ -503,6 +503,20 @@ def test_ninety_five_of_a_hundred_intervals_hold_the_truth(sized):
     assert 0.90 <= held / 300 <= 0.985
 
 
+def test_an_interval_over_seeds_and_texts():
+    texts, g = torch.randn(40, generator=generator(0)).double(), generator(1)
+    assert bootstrap_interval(texts[None]) == bootstrap_interval(texts)
+    same = bootstrap_interval(texts.expand(5, -1))  # seeds that agree add nothing
+    assert same == pytest.approx(bootstrap_interval(texts))
+    sizes = torch.randint(1, 9, (40,), generator=g)
+    assert bootstrap_interval(texts.expand(5, -1), sizes) == pytest.approx(bootstrap_interval(texts, sizes))
+    held = 0
+    for _ in range(200):  # seeds differ and texts differ, the same way for all seeds: the mean over both is 0
+        values = torch.randn(10, 1, generator=g) + torch.randn(1, 60, generator=g) + torch.randn(10, 60, generator=g)
+        held += (found := bootstrap_interval(values, resamples=300)).low < 0 < found.high
+    assert 0.82 <= held / 200 <= 0.98
+
+
 def test_pairs_make_a_narrower_interval():
     common, noise = torch.randn(50, generator=generator(0)) * 10, torch.randn(2, 50, generator=generator(1))
     a, b = common + noise[0] + 1, common + noise[1]
@@ -521,7 +535,7 @@ def test_compare_hides_the_same_tokens():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: bootstrap_interval(torch.zeros(1)), "at least 2 texts"), (lambda: bootstrap_interval(torch.zeros(2, 2)), "at least 2 texts"), (lambda: bootstrap_interval(torch.zeros(3), [1, 2]), "one size a text"),
+    (lambda: bootstrap_interval(torch.zeros(1)), "at least 2 texts"), (lambda: bootstrap_interval(torch.zeros(2, 1)), "at least 2 texts"), (lambda: bootstrap_interval(torch.zeros(1, 2, 2)), "at least 2 texts"), (lambda: bootstrap_interval(torch.zeros(2, 3), [1, 2]), "one size a text"), (lambda: bootstrap_interval(torch.zeros(3), [1, 2]), "one size a text"),
     (lambda: bootstrap_interval(torch.tensor([1, math.inf])), "holds inf"), (lambda: bootstrap_interval(torch.tensor([1, math.nan])), "holds nan"), (lambda: bootstrap_interval(torch.zeros(2), [1, 0]), "sizes holds 0"),
     (lambda: bootstrap_interval(torch.zeros(2), resamples=0), "resamples is 0"), (lambda: bootstrap_interval(torch.zeros(2), level=1.0), "level is 1.0"), (lambda: bootstrap_interval(torch.zeros(2), level=95), "level is 95"),
     (lambda: paired_difference(torch.zeros(3), torch.zeros(2)), "same texts in the same order"), (lambda: compare(Table(2, 3, 0), Table(3, 3, 0), all_texts(2, 3)), "vocab_size is 2 in one model and 3"),
