@@ -144,7 +144,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("puzzles/grid/*", within(0.4)),
     ("puzzles/*calls", relative(0.3)),
     ("puzzles/*", within(0.3)),
-    # Depth: small models, short trainings, seeds a tenth to a third apart
+    # Depth and requests: small models, short trainings, seeds a tenth to a third apart
     ("depth/results/*difference*", IGNORED),  # of values that are compared
     ("depth/results/*against*", IGNORED),
     ("depth/results/puzzles*", within(0.4)),
@@ -154,6 +154,9 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("depth/halting/*fixed*", IGNORED),
     ("depth/halting/*/saved", IGNORED),
     ("depth/halting/*", relative(0.5)),
+    ("instructions/forgotten/*", within(4.0)),
+    ("instructions/grid/*", relative(0.3)),
+    ("instructions/*", within(0.4)),
     # Gaps: small models, short trainings
     ("infilling/*calls", relative(0.3)),
     ("infilling/nats/*", within(2.0)),

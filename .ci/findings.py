@@ -178,6 +178,20 @@ def depth() -> str:
             f"Stopping when the model is sure of a whole puzzle saves {_shares(_saved('puzzles', 'sure'))} of the applications, by seed, against the fixed depth that solves as many, with at most {missed:.1%} of the puzzles fewer; on tales and stories no model is ever sure of a whole text with much hidden ({_seeds('depth')} seeds).")
 
 
+def instructions() -> str:
+    first = find("instructions", ("settings", "temperatures"))[0]
+    row = lambda who, way: _row("instructions", "results", model=who, way=way, temperature=first)
+    share = lambda who, way: _interval(row(who, way), "value", form="{:.0%}")
+    change = lambda who: _interval(_row("instructions", "forgotten", model=who, way="tuned"), "against before", "difference low", "difference high")
+    told = lambda who: f"{share(who, 'untuned')} untuned, {share(who, 'new words, untuned')} untuned where the words of a request mean nothing yet, {share(who, 'tuned')} tuned, {share(who, 'requests only')} trained on requests alone"
+    alone = all(row(who, "requests only")["low"] > row(who, "tuned")["high"] for who in ("canvas", "GPT"))
+    canvas, gpt = row("canvas", "requests only"), row("GPT", "requests only")
+    apart = canvas["low"] > gpt["high"] or gpt["low"] > canvas["high"]
+    head = ("Trained on requests from the start, both models obey more than after two stages" if alone else "A second stage on requests is as good as requests from the start, or can't be told from it") + (f", and the {'canvas' if canvas['low'] > gpt['high'] else 'GPT'} obeys more" if apart else "; which of the two obeys more is not decided")
+    return (f"**{head}.** Requests for unseen combinations that are obeyed at equal operations, at temperature {first:g}: canvas {told('canvas')}; GPT {told('GPT')}; any tale at all {share('the grammar', 'any tale')}. "
+            f"Tuning changes tales of which nothing is asked by {change('canvas')} nats for the canvas and {change('GPT')} for the GPT ({_seeds('instructions')} seeds, {find('instructions', ('settings', 'asked'))} requests).")
+
+
 def _gaps() -> list[str]:
     "The kinds of gap in tales."
     return list(dict.fromkeys(row["gap"] for row in report("infilling")["written"]))
@@ -194,9 +208,9 @@ def speed() -> str:
             f"At a vocabulary of thousands, sampling is faster than it was, with the same tokens: {faster}. Against transformers' GPT-2 of the same shape our GPT takes {step:.2f} times as long for a training step and {token:.2f} times as long for a token with a cache.")
 
 
-FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, depth, infilling, lira_options, speed)}
+FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, depth, infilling, instructions, lira_options, speed)}
 FIGURES = dict(quickstart="fig-quickstart-learning", lira_vs_gpt="fig-lira-vs-gpt", refinement_steps="fig-k-curve", curriculum="fig-curriculum", epochs="fig-epochs",
-               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", depth="fig-depth-loops", infilling="fig-infilling", lira_options="fig-lira-options", speed="fig-speed")
+               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", depth="fig-depth-loops", infilling="fig-infilling", instructions="fig-instructions", lira_options="fig-lira-options", speed="fig-speed")
 SIX = ("puzzles", "samplers", "lira_vs_gpt", "refinement_steps", "gate", "chunk_trm")
 
 
@@ -219,6 +233,7 @@ def good_for() -> str:
     found = {model: _row("infilling", "editing", model=model) for model in ("canvas", "GPT, fills gaps", "GPT, left side")}
     bits = lambda corpus, model, measure: _row("lira_vs_gpt", "results", corpus=corpus, model=model, measure=measure)
     reading = [(corpus, bits(corpus, "LIRA", "NELBO"), bits(corpus, "GPT, equal operations", "exact")) for corpus in ("tinyshakespeare", "tinystories", "tales")]
+    obeys = {(row["model"], row["way"]): row for row in report("instructions")["results"] if row["temperature"] == 1.0}
     rows = [
         ("finding an order that is not left to right", f"sudokus of six digits solved at equal operations: canvas {share(solved('canvas, surest first'))}, best GPT {share(gpt)}", yes(solved("canvas, surest first")["low"] > gpt["high"]), "puzzles"),
         ("thinking longer in one call", f"sudokus solved in one call: {share(solved('canvas, one call'))} with the {K} refinements of training, {share(again)} with {2 * K}", yes(again["low"] > solved("canvas, one call")["high"]), "puzzles"),
@@ -228,6 +243,7 @@ def good_for() -> str:
         ("filling gaps in tales", "filled right, canvas against a GPT with the left side: " + "; ".join(f"{kind} {_interval(canvas, 'value', form='{:.0%}')} against {_interval(gpt, 'value', form='{:.0%}')}" for kind, (canvas, gpt) in filled.items()), "in part" if 0 < len(better) < len(filled) else yes(bool(better)), "infilling"),
         ("filling gaps in stories", "nats a token of the middle: " + ", ".join(f"{model} {_interval(_row('infilling', 'nats', world='stories', gap='the middle', model=model), 'value')}" for model in ("canvas", "GPT, left side", "GPT, fills gaps")), "no" if _row("infilling", "nats", world="stories", gap="the middle", model="canvas")["low"] > _row("infilling", "nats", world="stories", gap="the middle", model="GPT, left side")["high"] else "not shown", "infilling"),
         ("finding a wrong word", "told from the others, AUROC: " + ", ".join(f"{model} {row['AUROC']:.3f}" for model, row in found.items()) + "; the tale right after its repair: " + ", ".join(f"{model} {_interval(row, 'value', form='{:.0%}')}" for model, row in found.items()), yes(found["canvas"]["low"] > max(found["GPT, left side"]["high"], found["GPT, fills gaps"]["high"])), "infilling"),
+        ("doing what is asked", "requests obeyed at temperature 1: " + "; ".join(f"{way} " + ", ".join(f"{who} {_interval(obeys[who, way], 'value', form='{:.0%}')}" for who in ("canvas", "GPT")) for way in ("tuned", "requests only")), "no" if any(obeys["canvas", way]["high"] < obeys["GPT", way]["low"] for way in ("tuned", "requests only")) else yes(obeys["canvas", "requests only"]["low"] > obeys["GPT", "requests only"]["high"]), "instructions"),
         ("reading text from left to right", "bits per byte at equal operations: " + ", ".join(f"{corpus} at most {lira['bits per byte']:.2f} against {rival['bits per byte']:.2f}" for corpus, lira, rival in reading), "no" if all(lira["low"] > rival["high"] for _, lira, rival in reading) else "in part", "lira_vs_gpt"),
     ]
     return table(["asked", "measured", "verdict", "report"], [[asked, measured, f"**{word}**", f"[{title(NBS / 'evals' / f'{name}.ipynb').partition(':')[0]}](evals/{name}.ipynb)"] for asked, measured, word, name in rows])

@@ -19,6 +19,7 @@ SMALL = dict(
     puzzles=dict(train_puzzles=60, names=2, tested=20, seeds=[0, 1], updates=4, batch_size=8, hidden_size=16, num_heads=2, num_layers=1, num_refine_steps=2, gpt_layers=[1], refinements=[1, 2, 3], test_refinements=[1, 2], muon_lrs=[0.01, 0.02], grid_updates=2, grid_puzzles=5, study_updates=2, studied=10, head_updates=2, compile_blocks=False),
     infilling=dict(updates=3, stories_updates=3, seeds=[0, 1], stories_seeds=[0], tested=3, tuned=2, drafts=2, edited=2, stories_corpus="tales", stories_tokenizer="word", stories_vocab=None, stories_limit=200, stories_length=24, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, gpt_layers=1, muon_lrs=[0.01, 0.02], temperatures=[1.0], compile_blocks=False),
     depth=dict(updates={"puzzles": 3, "tales": 3, "stories": 3}, seeds=[0, 1], tested=12, tuned=8, draws=2, train_puzzles=20, names=2, stories_corpus="tales", stories_tokenizer="word", stories_vocab=None, stories_limit=200, stories_length=24, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, muon_lrs=[0.01, 0.02], compile_blocks=False),
+    instructions=dict(updates=6, tuning_updates=3, seeds=[0, 1], asked=6, tuned=3, scored=6, draws=2, temperatures=[1.0], batch_size=4, hidden_size=16, num_heads=2, num_layers=1, gpt_layers=1, muon_lrs=[0.01, 0.02], tuning_lrs=[0.005, 0.01], compile_blocks=False),
     samplers=dict(seeds=[0, 1], judged_tales=2, replayed_tales=2, grid_tales=2, budgets=[6, 30], tuned_up_to=6, head_updates=2, verify_updates=2, stories_corpus="OWN_TEXT", stories_tokenizer="char", stories_vocab=None, stories_limit=20000, stories_length=12, stories_updates=3, stories_written=2, batch_size=4, hidden_size=16, num_layers=1, num_heads=2),
     lira_options=dict(steps=3, seeds=[0, 1], batch_size=4, hidden_size=16, num_layers=1, num_heads=2, valid_tales=8, draws=2),
     lira_vs_gpt=dict(**TINY, corpora=[dict(name="tales", tokenizer="word", vocab_size=None, max_seq_len=72, num_layers=1, updates=10), dict(name="OWN_TEXT", tokenizer="char", vocab_size=None, max_seq_len=16, num_layers=1, updates=10)],
@@ -182,6 +183,16 @@ def test_depth(report):
     assert all(0 <= row["value"] <= 1 for (world, *_), row in rows.items() if world == "puzzles") and all(row["value"] > 0 for row in rows.values())
     assert {(row["world"], row["rule"]) for row in figures["halting"]} == {(world, rule) for world in ("puzzles", "tales", "stories") for rule in ("the tokens rest", "sure", "head")}
     for row in figures["halting"]: assert row["lost at the fixed depth"] == row["fixed"][row["fixed depth"] - 1] and row["saved"] == pytest.approx(1 - row["depth"] / row["fixed depth"])
+
+
+def test_instructions(report):
+    _, figures = report("instructions")
+    ways = {"untuned", "new words, untuned", "tuned", "new words, tuned", "requests only"}
+    assert {(row["model"], row["way"]) for row in figures["results"]} == {(who, way) for who in ("canvas", "GPT") for way in ways} | {("the grammar", "any tale")}
+    assert all(row["a tale"] >= row["value"] for row in figures["results"])  # what is no tale obeys nobody
+    assert all(row["against before"] == 0 for row in figures["forgotten"] if row["way"] == "before")
+    steps = {(row["model"], row["way"]): row["updates"] for row in figures["settings"]["steps"]}
+    assert steps["canvas", "tales"] == 6 and steps["canvas", "tuned"] == 3 and steps["GPT", "requests only"] > steps["GPT", "tuned"]
 
 
 def test_infilling(report):
