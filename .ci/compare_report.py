@@ -144,6 +144,9 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("puzzles/grid/*", within(0.4)),
     ("puzzles/*calls", relative(0.3)),
     ("puzzles/*", within(0.3)),
+    ("nine_digits/grid/*", within(0.4)),
+    ("nine_digits/*calls", relative(0.3)),
+    ("nine_digits/*", within(0.3)),
     # Depth and requests: small models, short trainings, seeds a tenth to a third apart
     ("depth/results/*difference*", IGNORED),  # of values that are compared
     ("depth/results/*against*", IGNORED),

@@ -129,6 +129,20 @@ def puzzles() -> str:
             f"({_seeds('puzzles')} seeds, {find('puzzles', ('settings', 'tested'))} puzzles.)")
 
 
+def nine_digits() -> str:
+    share = lambda row: _interval(row, "value", form="{:.1%}")
+    of = lambda model: _row("nine_digits", "results", model=model)
+    again = lambda rule, times: _row("nine_digits", "test_refinements", rule=rule, K=times * find("nine_digits", ("settings", "num_refine_steps")))
+    fewest = next(row for row in report("nine_digits")["grades"] if row["model"] == "canvas, surest first")
+    best = max((of(f"GPT, {order}") for order in ("row by row", "solver's order")), key=lambda row: row["value"])
+    by_row, by_solver = ([row for row in report("nine_digits")["lessons"] if row["model"] == f"GPT, {order}"] for order in ("row by row", "solver's order"))
+    told = lambda rows: ", ".join(f"{share(row)} with {'once' if row['lessons'] == 1 else str(row['lessons']) + ' times'}" for row in rows)
+    head = "The win on puzzles holds on nine digits, and against GPTs taught for longer" if of("canvas, surest first")["low"] > best["high"] and max(by_row[-1]["high"], by_solver[-1]["high"]) < _row("puzzles", "results", model="canvas, surest first")["low"] else "On nine digits, or against longer lessons, the win on puzzles does not hold throughout"
+    return (f"**{head}.** Of unseen sudokus of nine digits a canvas solves {share(of('canvas, surest first'))} writing the surest cell a call, {share(of('canvas, entropy bound 0.1'))} in {of('canvas, entropy bound 0.1')['calls']:.1f} calls and {share(of('canvas, one call'))} in one; of those with {fewest['clues']} clues {share(fewest)}. The best GPT at equal operations solves {share(best)}. "
+            f"With twice the refinements of training one call solves {share(again('one call', 2))} and the surest first {share(again('surest first', 2))}; with four times {share(again('one call', 4))} and {share(again('surest first', 4))}. "
+            f"On minimal puzzles of six digits a GPT that writes row by row solves {told(by_row)} the operations of a canvas, one that is taught the solver's order {told(by_solver)} ({_seeds('nine_digits')} seeds of the canvas, {find('nine_digits', ('settings', 'tested'))} puzzles).")
+
+
 def infilling() -> str:
     first = find("infilling", ("settings", "temperatures"))[0]
     row = lambda kind, way: _row("infilling", "written", gap=kind, way=way, temperature=first)
@@ -208,9 +222,9 @@ def speed() -> str:
             f"At a vocabulary of thousands, sampling is faster than it was, with the same tokens: {faster}. Against transformers' GPT-2 of the same shape our GPT takes {step:.2f} times as long for a training step and {token:.2f} times as long for a token with a cache.")
 
 
-FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, depth, infilling, instructions, lira_options, speed)}
+FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, nine_digits, depth, infilling, instructions, lira_options, speed)}
 FIGURES = dict(quickstart="fig-quickstart-learning", lira_vs_gpt="fig-lira-vs-gpt", refinement_steps="fig-k-curve", curriculum="fig-curriculum", epochs="fig-epochs",
-               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", depth="fig-depth-loops", infilling="fig-infilling", instructions="fig-instructions", lira_options="fig-lira-options", speed="fig-speed")
+               gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", nine_digits="fig-nine-digits", depth="fig-depth-loops", infilling="fig-infilling", instructions="fig-instructions", lira_options="fig-lira-options", speed="fig-speed")
 SIX = ("puzzles", "samplers", "lira_vs_gpt", "refinement_steps", "gate", "chunk_trm")
 
 
@@ -224,6 +238,8 @@ def good_for() -> str:
     K = find("puzzles", ("settings", "num_refine_steps"))
     solved = lambda model: _row("puzzles", "results", model=model)
     gpt = max((row for row in report("puzzles")["results"] if row["model"].startswith("GPT")), key=lambda row: row["value"])
+    nine = lambda model: _row("nine_digits", "results", model=model)
+    best_nine = max((row for row in report("nine_digits")["results"] if row["model"].startswith("GPT")), key=lambda row: row["value"])
     again = _row("puzzles", "test_refinements", rule="one call", K=2 * K)
     share = lambda row: _interval(row, "value", form="{:.1%}")
     yes = lambda holds: "yes" if holds else "not shown"
@@ -236,6 +252,7 @@ def good_for() -> str:
     obeys = {(row["model"], row["way"]): row for row in report("instructions")["results"] if row["temperature"] == 1.0}
     rows = [
         ("finding an order that is not left to right", f"sudokus of six digits solved at equal operations: canvas {share(solved('canvas, surest first'))}, best GPT {share(gpt)}", yes(solved("canvas, surest first")["low"] > gpt["high"]), "puzzles"),
+        ("the same on nine digits", f"solved at equal operations: canvas {share(nine('canvas, surest first'))}, best GPT {share(best_nine)}", yes(nine("canvas, surest first")["low"] > best_nine["high"]), "nine_digits"),
         ("thinking longer in one call", f"sudokus solved in one call: {share(solved('canvas, one call'))} with the {K} refinements of training, {share(again)} with {2 * K}", yes(again["low"] > solved("canvas, one call")["high"]), "puzzles"),
         ("thinking only as long as needed", f"applications saved at equal quality, by seed: puzzles {_shares(_saved('puzzles', 'sure'))} when the model is sure; tales {_shares(_saved('tales', 'the tokens rest'))} and stories {_shares(_saved('stories', 'the tokens rest'))} when the tokens rest", "in part" if min(_saved("puzzles", "sure")) > 0 >= min(_saved("stories", "the tokens rest")) else yes(min(_saved("puzzles", "sure")) > 0), "depth"),
         ("two latents, a fast one and a slow one", "against one loop at equal operations: " + "; ".join(f"{world} {_interval(_loop(world, 'two latents, last round'), 'against the plain loop', 'difference low', 'difference high')} {unit}" for world, unit in (("puzzles", "of the puzzles unsolved"), ("tales", "nats a tale"), ("stories", "nats a token"))), "no" if _loop("puzzles", "two latents, last round")["difference low"] > 0 else "not shown", "depth"),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPEN', 'CLUES', 'WRITTEN', 'BOXES', 'CLUES_OF', 'COPIES_OF', 'Sudoku', 'read_puzzle', 'first_clash', 'fewest',
            'solutions', 'solve', 'random_grid', 'dig', 'solving_order', 'join', 'part', 'check_grid', 'rename',
-           'is_held_out', 'sample_puzzles', 'sudoku_of', 'load_sudoku', 'GridTokenizer', 'judge_puzzles']
+           'is_held_out', 'sample_puzzles', 'sudoku_of', 'load_sudoku', 'GridTokenizer', 'GridPrompts', 'judge_puzzles']
 
 # %% ../nbs/26_puzzles.ipynb #b6cb69f9
 import hashlib
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
+import torch
 from .corpora import Corpus, text_rows
 from .metrics import wilson_interval
 from .tales import Verdict
@@ -328,6 +329,7 @@ class GridTokenizer(TableTokenizer):
     """One id for each clue and each written digit of a grid; an open cell is read as a mask. Clues
     are given: models read them and never write them."""
     kind, unit = "grid", "sign"
+    pad_token_id: int
 
     def __init__(self, pieces: Sequence[str], eos: bool = True):
         super().__init__(pieces, eos)
@@ -363,6 +365,55 @@ class GridTokenizer(TableTokenizer):
         digits, verdict, n = part(text)[1], check_grid(self.sudoku, text), self.sudoku.size
         rows = [" ".join(digits[i : i + n]) for i in range(0, len(digits), n)]
         return "\n".join(rows + [verdict.reason] * (not verdict.ok))
+
+# %% ../nbs/26_puzzles.ipynb #032bded5
+class GridPrompts:
+    """Puzzles as texts for a model that appends: the grid with a sign for each open cell, then all
+    of its cells row by row, or the open cells in a solver's order, each as its name and its digit.
+    Rows of ids are solved puzzles as `tok` encodes them, with or without an end."""
+    def __init__(self, tok: GridTokenizer):
+        self.size, self.cells, self.pad = tok.sudoku.size, tok.sudoku.size**2, tok.pad_token_id
+        self.blank = tok.vocab_size  # the sign of an open cell; the names of the cells follow it
+        self.vocab_size = self.blank + 1 + self.cells
+
+    def prompts(self, ids: torch.Tensor) -> torch.Tensor:  # [N, L] -> [N, cells]
+        "What is read."
+        grid = ids[:, : self.cells]
+        return torch.where(grid < self.size, grid, self.blank)
+
+    def in_rows(self, ids: torch.Tensor) -> torch.Tensor:  # [N, L] -> [N, 2 cells]
+        "The puzzle, then each cell as a letter."
+        grid = ids[:, : self.cells]
+        letters = torch.where(grid < self.size, grid + self.size, grid)
+        return torch.cat([self.prompts(ids), letters], 1)
+
+    def in_order(
+        self,
+        ids: torch.Tensor,  # [N, L]
+        orders: Sequence[Sequence[int]],  # of open cells; fewer than rows are used again
+    ) -> torch.Tensor:  # [N, cells + 2 x most open cells], padded
+        "The puzzle, then a cell and its letter for each open cell."
+        most = max(map(len, orders))
+        answers = torch.full((len(ids), most, 2), self.pad)
+        for row in range(len(ids)):
+            order = torch.tensor(orders[row % len(orders)])
+            answers[row, : len(order), 0] = self.blank + 1 + order
+            answers[row, : len(order), 1] = ids[row, order]
+        return torch.cat([self.prompts(ids), answers.flatten(1)], 1)
+
+    def read(
+        self,
+        prompts: torch.Tensor,  # [N, cells]
+        written: torch.Tensor,  # [N, 2 x cells written], pairs of a cell's name and a letter
+    ) -> torch.Tensor:  # [N, cells]
+        "The grids that pairs fill: only open cells, each at most as often as there are open ones."
+        grids, is_open = prompts.clone(), prompts == self.blank
+        for row, pairs in enumerate(written.view(len(written), -1, 2).tolist()):
+            for name, letter in pairs[: int(is_open[row].sum())]:
+                cell = name - self.blank - 1
+                if 0 <= cell < self.cells and is_open[row, cell]:
+                    grids[row, cell] = letter
+        return grids
 
 # %% ../nbs/26_puzzles.ipynb #3efd6c09
 def judge_puzzles(
