@@ -148,17 +148,20 @@ def infilling() -> str:
     row = lambda kind, way: _row("infilling", "written", gap=kind, way=way, temperature=first)
     right = lambda kind, way: _interval(row(kind, way), "value", form="{:.0%}")
     drafts = next(row["way"] for row in report("infilling")["written"] if "drafts" in row["way"])
-    ways = ("canvas, one a call", "GPT, left side", drafts, "GPT, fills gaps")
+    longer = f"GPT, fills gaps, {find('infilling', ('settings', 'longer'))} times the operations"
+    ways = ("canvas, one a call", "GPT, left side", drafts, "GPT, fills gaps", longer)
     told = lambda kind: ", ".join(right(kind, way) for way in ways)
     nats = [_row("infilling", "nats", world="tales", gap=kind, model=model) for kind in _gaps() for model in ("canvas", "GPT, left side")]
     nearer = sum(canvas["value"] < left["value"] for canvas, left in zip(nats[::2], nats[1::2]))
+    apart = [_row("infilling", "differences", world="tales", gap=kind, rival=longer) for kind in _gaps()]
+    ahead, behind = sum(row["high"] < 0 for row in apart), sum(row["low"] > 0 for row in apart)
     stories = lambda model: f"{_row('infilling', 'nats', world='stories', gap='the middle', model=model)['value']:.2f}"
     auroc = lambda model: f"{_row('infilling', 'editing', model=model)['AUROC']:.3f}"
     head = "Where both sides are known, a canvas fills a gap best; where nearly all is missing, it does not" if row("a sentence", ways[0])["low"] > row("a sentence", ways[1])["high"] and nearer < len(_gaps()) else f"A canvas is the nearest to the truth in {nearer} of {len(_gaps())} kinds of gap"
     late = " (at equal operations it has hardly learned to)" if max(row(kind, ways[3])["high"] for kind in _gaps()) < 0.5 else ""
-    return (f"**{head}.** Tales filled right at equal operations, canvas, GPT with the left side, its best of {find('infilling', ('settings', 'drafts'))} drafts, and a GPT that is taught to fill{late}: a missing sentence {told('a sentence')}; half of the words {told('half of the words')}; everything, of a given length {told('everything, length given')}. "
-            f"In nats the canvas is nearer the truth than the left side for {nearer} of {len(_gaps())} kinds of gap. In the middle of stories a token costs the canvas {stories('canvas')} nats, the left side {stories('GPT, left side')}, the GPT that fills {stories('GPT, fills gaps')}. "
-            f"A wrong word is told from the others with an AUROC of {auroc('canvas')}, {auroc('GPT, left side')} and {auroc('GPT, fills gaps')}, by the truth {auroc('the truth')} ({_seeds('infilling')} seeds, {find('infilling', ('settings', 'tested'))} tales).")
+    return (f"**{head}.** Tales filled right at equal operations, canvas, GPT with the left side, its best of {find('infilling', ('settings', 'drafts'))} drafts, a GPT that is taught to fill{late}, and the same with {find('infilling', ('settings', 'longer'))} times the operations: a missing sentence {told('a sentence')}; half of the words {told('half of the words')}; everything, of a given length {told('everything, length given')}. "
+            f"In nats the canvas is nearer the truth than the left side for {nearer} of {len(_gaps())} kinds of gap, and than the GPT that was taught for longer, beyond doubt, for {ahead}; the other way around for {behind}. In the middle of stories a token costs the canvas {stories('canvas')} nats, the left side {stories('GPT, left side')}, the GPT that fills {stories('GPT, fills gaps')}, after longer lessons {stories(longer)}. "
+            f"A wrong word is told from the others with an AUROC of {auroc('canvas')}, {auroc('GPT, left side')} and {auroc(longer)}, by the truth {auroc('the truth')} ({_seeds('infilling')} seeds, {find('infilling', ('settings', 'tested'))} tales).")
 
 
 def _loop(world: str, model: str, depth: int | None = None) -> dict:
@@ -244,9 +247,11 @@ def good_for() -> str:
     share = lambda row: _interval(row, "value", form="{:.1%}")
     yes = lambda holds: "yes" if holds else "not shown"
     k = {n: _row("refinement_steps", "results", model=f"K = {n}, equal operations") for n in (1, 8)}
-    filled = {kind: [_row("infilling", "written", gap=kind, way=way, temperature=1.0) for way in ("canvas, one a call", "GPT, left side")] for kind in _gaps()}
-    better = [kind for kind, (canvas, gpt) in filled.items() if canvas["low"] > gpt["high"]]
-    found = {model: _row("infilling", "editing", model=model) for model in ("canvas", "GPT, fills gaps", "GPT, left side")}
+    times = find("infilling", ("settings", "longer"))
+    longer = f"GPT, fills gaps, {times} times the operations"
+    filled = {kind: [_row("infilling", "written", gap=kind, way=way, temperature=1.0) for way in ("canvas, one a call", "GPT, left side", longer)] for kind in _gaps()}
+    better = [kind for kind, (canvas, *others) in filled.items() if canvas["low"] > max(other["high"] for other in others)]
+    found = {model: _row("infilling", "editing", model=model) for model in ("canvas", longer, "GPT, left side")}
     bits = lambda corpus, model, measure: _row("lira_vs_gpt", "results", corpus=corpus, model=model, measure=measure)
     reading = [(corpus, bits(corpus, "LIRA", "NELBO"), bits(corpus, "GPT, equal operations", "exact")) for corpus in ("tinyshakespeare", "tinystories", "tales")]
     obeys = {(row["model"], row["way"]): row for row in report("instructions")["results"] if row["temperature"] == 1.0}
@@ -257,9 +262,9 @@ def good_for() -> str:
         ("thinking only as long as needed", f"applications saved at equal quality, by seed: puzzles {_shares(_saved('puzzles', 'sure'))} when the model is sure; tales {_shares(_saved('tales', 'the tokens rest'))} and stories {_shares(_saved('stories', 'the tokens rest'))} when the tokens rest", "in part" if min(_saved("puzzles", "sure")) > 0 >= min(_saved("stories", "the tokens rest")) else yes(min(_saved("puzzles", "sure")) > 0), "depth"),
         ("two latents, a fast one and a slow one", "against one loop at equal operations: " + "; ".join(f"{world} {_interval(_loop(world, 'two latents, last round'), 'against the plain loop', 'difference low', 'difference high')} {unit}" for world, unit in (("puzzles", "of the puzzles unsolved"), ("tales", "nats a tale"), ("stories", "nats a token"))), "no" if _loop("puzzles", "two latents, last round")["difference low"] > 0 else "not shown", "depth"),
         ("depth in place of parameters, on text", f"tales, nats above the truth at equal operations: one refinement {_interval(k[1], 'above the truth')}, eight {_interval(k[8], 'above the truth')}", yes(k[8]["high"] < k[1]["low"]) if k[8]["low"] <= k[1]["high"] else "no", "refinement_steps"),
-        ("filling gaps in tales", "filled right, canvas against a GPT with the left side: " + "; ".join(f"{kind} {_interval(canvas, 'value', form='{:.0%}')} against {_interval(gpt, 'value', form='{:.0%}')}" for kind, (canvas, gpt) in filled.items()), "in part" if 0 < len(better) < len(filled) else yes(bool(better)), "infilling"),
-        ("filling gaps in stories", "nats a token of the middle: " + ", ".join(f"{model} {_interval(_row('infilling', 'nats', world='stories', gap='the middle', model=model), 'value')}" for model in ("canvas", "GPT, left side", "GPT, fills gaps")), "no" if _row("infilling", "nats", world="stories", gap="the middle", model="canvas")["low"] > _row("infilling", "nats", world="stories", gap="the middle", model="GPT, left side")["high"] else "not shown", "infilling"),
-        ("finding a wrong word", "told from the others, AUROC: " + ", ".join(f"{model} {row['AUROC']:.3f}" for model, row in found.items()) + "; the tale right after its repair: " + ", ".join(f"{model} {_interval(row, 'value', form='{:.0%}')}" for model, row in found.items()), yes(found["canvas"]["low"] > max(found["GPT, left side"]["high"], found["GPT, fills gaps"]["high"])), "infilling"),
+        ("filling gaps in tales", f"filled right, canvas against a GPT with the left side, and one taught to fill gaps with {times} times the operations: " + "; ".join(f"{kind} {', '.join(_interval(row, 'value', form='{:.0%}') for row in each)}" for kind, each in filled.items()), "in part" if 0 < len(better) < len(filled) else yes(bool(better)), "infilling"),
+        ("filling gaps in stories", "nats a token of the middle: " + ", ".join(f"{model} {_interval(_row('infilling', 'nats', world='stories', gap='the middle', model=model), 'value')}" for model in ("canvas", "GPT, left side", "GPT, fills gaps", longer)), "no" if _row("infilling", "nats", world="stories", gap="the middle", model="canvas")["low"] > _row("infilling", "nats", world="stories", gap="the middle", model="GPT, left side")["high"] else "not shown", "infilling"),
+        ("finding a wrong word", "told from the others, AUROC: " + ", ".join(f"{model} {row['AUROC']:.3f}" for model, row in found.items()) + "; the tale right after its repair: " + ", ".join(f"{model} {_interval(row, 'value', form='{:.0%}')}" for model, row in found.items()), yes(found["canvas"]["low"] > max(found["GPT, left side"]["high"], found[longer]["high"])), "infilling"),
         ("doing what is asked", "requests obeyed at temperature 1: " + "; ".join(f"{way} " + ", ".join(f"{who} {_interval(obeys[who, way], 'value', form='{:.0%}')}" for who in ("canvas", "GPT")) for way in ("tuned", "requests only")), "no" if any(obeys["canvas", way]["high"] < obeys["GPT", way]["low"] for way in ("tuned", "requests only")) else yes(obeys["canvas", "requests only"]["low"] > obeys["GPT", "requests only"]["high"]), "instructions"),
         ("reading text from left to right", "bits per byte at equal operations: " + ", ".join(f"{corpus} at most {lira['bits per byte']:.2f} against {rival['bits per byte']:.2f}" for corpus, lira, rival in reading), "no" if all(lira["low"] > rival["high"] for _, lira, rival in reading) else "in part", "lira_vs_gpt"),
     ]

@@ -91,6 +91,7 @@ RESULTS = [
     Row("The same, taught the solver's order", "", "puzzles", *_ends("results", dict(model="GPT, 4 layers, in the solver's order"), value="value"), form=PERCENT),
     Row("A sentence missing from a tale, filled right by a canvas, one token a call", "", "infilling", *_ends("written", dict(gap="a sentence", way="canvas, one a call", temperature=1.0), value="value"), form=PERCENT),
     Row("The same, by a GPT of twice the parameters taught to fill gaps, at equal operations", "", "infilling", *_ends("written", dict(gap="a sentence", way="GPT, fills gaps", temperature=1.0), value="value"), form=PERCENT),
+    Row("The same, with eight times the operations", "", "infilling", *_ends("written", dict(gap="a sentence", way="GPT, fills gaps, 8 times the operations", temperature=1.0), value="value"), form=PERCENT),
     Row("The same, by a GPT that sees the left side", "", "infilling", *_ends("written", dict(gap="a sentence", way="GPT, left side", temperature=1.0), value="value"), form=PERCENT),
     Row("Query-key normalisation, against the plain block, one seed", "nats a tale", "lira_options", ("runs", dict(variant="qk_norm", seed=0), "against_plain"), ("runs", dict(variant="qk_norm", seed=0), "against_plain_standard_error"), ("±",)),
     Row("LIRA's perplexity as published: at 30% masked", "", "claims", ("perplexity", "LIRA, 30% masked")),

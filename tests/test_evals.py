@@ -17,7 +17,7 @@ SMALL = dict(
     quickstart=dict(train_tales=1600, batch_size=16, hidden_size=32, num_layers=1, num_heads=2, compile_blocks=False, judged_tales=4, valid_tales=16, valid_draws=4),
     speed=dict(small=True, repeats=1, encode_megabytes=0.02),
     puzzles=dict(train_puzzles=60, names=2, tested=20, seeds=[0, 1], updates=4, batch_size=8, hidden_size=16, num_heads=2, num_layers=1, num_refine_steps=2, gpt_layers=[1], refinements=[1, 2, 3], test_refinements=[1, 2], muon_lrs=[0.01, 0.02], grid_updates=2, grid_puzzles=5, study_updates=2, studied=10, head_updates=2, compile_blocks=False),
-    infilling=dict(updates=3, stories_updates=3, seeds=[0, 1], stories_seeds=[0], tested=3, tuned=2, drafts=2, edited=2, stories_corpus="tales", stories_tokenizer="word", stories_vocab=None, stories_limit=200, stories_length=24, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, gpt_layers=1, muon_lrs=[0.01, 0.02], temperatures=[1.0], compile_blocks=False),
+    infilling=dict(updates=3, stories_updates=3, seeds=[0, 1], stories_seeds=[0], tested=3, tuned=2, drafts=2, edited=2, longer=2, stories_corpus="tales", stories_tokenizer="word", stories_vocab=None, stories_limit=200, stories_length=24, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, gpt_layers=1, muon_lrs=[0.01, 0.02], temperatures=[1.0], compile_blocks=False),
     nine_digits=dict(corpus_name="sudoku-6", train_puzzles=12, names=10, tested=8, tuned=6, seeds=[0, 1], updates=4, grid_part=0.5, studied=4, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, num_refine_steps=2, gpt_layers=1, test_refinements=[1, 2], muon_lrs=[0.02, 0.04], lesson_corpus="sudoku-4", lesson_puzzles=12, lesson_updates=2, lessons={"row by row": [[2, 2]], "solver's order": [[2, 1]]}, compile_blocks=False),
     depth=dict(updates={"puzzles": 3, "tales": 3, "stories": 3}, seeds=[0, 1], tested=12, tuned=8, draws=2, train_puzzles=20, names=2, stories_corpus="tales", stories_tokenizer="word", stories_vocab=None, stories_limit=200, stories_length=24, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, muon_lrs=[0.01, 0.02], compile_blocks=False),
     instructions=dict(updates=6, tuning_updates=3, seeds=[0, 1], asked=6, tuned=3, scored=6, draws=2, temperatures=[1.0], batch_size=4, hidden_size=16, num_heads=2, num_layers=1, gpt_layers=1, muon_lrs=[0.01, 0.02], tuning_lrs=[0.005, 0.01], compile_blocks=False),
@@ -214,10 +214,12 @@ def test_infilling(report):
     truth = {row["gap"]: row for row in figures["written"] if row["way"] == "the truth, entropy bound"}
     assert set(truth) == kinds and truth["a sentence"]["value"] >= 0.5  # what a perfect model fills in is right but for the bound
     calls = {row["way"]: row["calls"] for row in figures["written"] if row["gap"] == "a sentence"}
-    assert calls["canvas, one a call"] == calls["GPT, fills gaps"] == calls["GPT, left side"] > 3 and calls["GPT, left side, best of 2 drafts"] == 2 * calls["GPT, left side"]
+    assert calls["canvas, one a call"] == calls["GPT, fills gaps"] == calls["GPT, fills gaps, 2 times the operations"] == calls["GPT, left side"] > 3 and calls["GPT, left side, best of 2 drafts"] == 2 * calls["GPT, left side"]
     assert next(row for row in figures["editing"] if row["model"] == "the truth")["AUROC"] > 0.9
     floor = {row["gap"]: row["value"] for row in figures["nats"] if row["model"] == "the truth"}
     assert floor["everything, length given"] > floor["all but the ending"] > floor["a sentence"] > 0
+    mean = {(row["gap"], row["model"]): row["value"] for row in figures["nats"]}
+    for row in figures["differences"]: assert row["value"] == pytest.approx(mean[row["gap"], "canvas"] - mean[row["gap"], row["rival"]], abs=1e-6)
 
 
 def test_samplers(report):
