@@ -175,7 +175,8 @@ IN_SHORT = {  # a chapter in eight words at most, for the map
     "25_chunk_trm.ipynb": "A perplexity of 1.01, taken apart and tried",
     "26_puzzles.ipynb": "Sudokus, where refining beats writing in order",
     "27_instructions.ipynb": "Tales on request, and whether they obey",
-    "28_cli.ipynb": "Train, write, measure and draw from a terminal",
+    "28_blocks.ipynb": "One dial from a GPT to a canvas",
+    "29_cli.ipynb": "Train, write, measure and draw from a terminal",
 }
 
 

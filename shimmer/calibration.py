@@ -10,7 +10,7 @@ __all__ = ['check_confidence', 'confidence_gap', 'Calibration', 'calibration', '
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
-from .corruption import draw_noise, mask_tokens, predicted_tokens
+from .corruption import clean_half, draw_noise, mask_tokens, predicted_tokens
 from .likelihood import check_texts, token_log_probs
 from .models import CausalLM, device_of, evaluation_mode
 from .policies import sample_categorical, sampling_device
@@ -77,12 +77,12 @@ def hide(
     ratio: float,  # of the tokens
     generator: torch.Generator,
 ) -> Tensor:  # [B, L] bool
-    """Hide an exact share of each text's tokens, pads excepted; ValueError for a ratio outside (0,
-    1] and for texts that can't be measured."""
+    """Hide an exact share of each text's tokens, or of each block's, pads excepted; ValueError for
+    a ratio outside (0, 1] and for texts that can't be measured."""
     check_texts(model, ids)
     return mask_tokens(
         draw_noise(len(ids), ids.shape[1], generator), (ratio, ratio),
-        predicted_tokens(model.config, ids).cpu(),
+        predicted_tokens(model.config, ids).cpu(), getattr(model.config, "block_length", None),
     ).masked.to(ids.device)
 
 def stated_confidence(
@@ -92,13 +92,11 @@ def stated_confidence(
     state: Any = None,  # from the call before
 ) -> tuple[Tensor, Tensor, Any]:  # [B, L, V] logits, [B, L] confidence, the next state
     "One call on texts with tokens hidden; ValueError for a model that states no confidence."
-    if (
-        isinstance(model, CausalLM)
-        or (
-            prediction := model.denoise(text.masked_fill(hidden, model.config.mask_token_id), state)
-        ).confidence
-        is None
-    ):
+    prediction: Any = None
+    if not isinstance(model, CausalLM):
+        canvas = text.masked_fill(hidden, model.config.mask_token_id)
+        prediction = model.denoise(canvas, state, **clean_half(model.config, text))
+    if prediction is None or prediction.confidence is None:
         raise ValueError(
             f"{type(model).__name__} has no confidence head, so there is nothing to calibrate: "
             "measure a model that has one, such as LIRA"

@@ -20,9 +20,9 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 from .checkpoints import atomic_write, load_checkpoint, read_json
-from .cli import also, refuse_foreign, same_names
+from .cli import also, new_file, refuse_foreign, same_names
 from .train_options import FLAGS
-from .cli_write import new_file, terminal
+from .cli_write import terminal
 from .corpora import Corpus, load_corpus
 from .curves import read_log
 from .devices import Precision, autocast, pick_device

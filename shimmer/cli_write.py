@@ -6,7 +6,7 @@
 __all__ = ['POLICIES', 'SOURCE_NAMES', 'P', 'W', 'MOST_TEXTS', 'TEMPERATURE', 'WRITERS', 'COMMANDS', 'OnCanvas', 'InOrder',
            'Writing', 'Generate', 'Animate', 'value_of', 'in_our_names', 'refuse_unfit', 'rule_of', 'on_canvas',
            'parse', 'place', 'encode', 'template_ids', 'check_number', 'canvas_of', 'temperature_of', 'calls_of',
-           'write', 'terminal', 'generate', 'new_file', 'animate']
+           'write', 'terminal', 'generate', 'animate']
 
 # %% ../nbs/appendix_cli_write.ipynb #c21a7678
 import sys
@@ -19,8 +19,9 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 from .appending import generate_left_to_right
+from .blocks import refine_blocks, with_room
 from .checkpoints import atomic_write, load_checkpoint
-from .cli import also, an, flags_of, refuse_foreign
+from .cli import also, an, flags_of, new_file, refuse_foreign
 from .decoding import Ancestral, Blockwise, ConfidenceFactor, ConfidenceThreshold
 from .decoding import GuidedRemasking
 from .decoding import FirstHitting, KLASS, Margin, PathPlanning, ReMDM
@@ -76,7 +77,7 @@ class OnCanvas(Generic[P]):
         also("--sampler"),
     ] = "auto"
     # positions of a block, where the text is to be written block by block; for a policy that
-    # follows no schedule
+    # follows no schedule. A model that was trained in blocks has a length of its own
     block_length: int | None = None
     # network calls; where None what the policy needs: one a token, two where it takes back, for an
     # imadarem its max_refinement_steps
@@ -170,6 +171,8 @@ def refuse_unfit(
     refuse_foreign(words, (), flags_of(InOrder), who)
     if "num_refine_steps" not in (f.name for f in fields(model.config)):
         refuse_foreign(words, (), {"num_refine_steps", "depth_threshold"}, who)
+    if getattr(model.config, "block_length", None) is not None:
+        refuse_foreign(words, (), {"depth_threshold"}, f"{who} that writes in blocks")
     named = {kind: name for name, kind in POLICIES.items()}.get(type(rule), policy)
     own = flags_of(OnCanvas, type(rule))
     refuse_foreign(words, own, every, f"{who} that writes by the policy {named}")
@@ -296,7 +299,8 @@ def canvas_of(
             "cell is open"
         )
     if infill is None:
-        return make_canvas(model, [encode(options.prompt, tokenizer)] * options.num_samples, length)
+        rows = [encode(options.prompt, tokenizer)] * options.num_samples
+        return make_canvas(with_room(model, len(rows[0]) + (length or 0)), rows, length)
     if options.prompt:
         raise ValueError(
             "prompt and infill are both given: put the prompt into the text with the gaps"
@@ -359,13 +363,19 @@ def write(
         model, options.sampler, int((canvas == tokenizer.mask_token_id).sum(1).max())
     )
     rule, block = options.sampler.rule, options.sampler.block_length
+    sure, record = options.sampler.depth_threshold, getattr(options, "show", True)
+    if getattr(model.config, "block_length", None) is not None:
+        with arithmetic:
+            return refine_blocks(
+                model, canvas, rule, options.sampler.num_steps, temperature, options.seed, block,
+                end, record,
+            )
     if block is not None: rule = Blockwise(rule, block)
-    sure = options.sampler.depth_threshold
     with arithmetic:
         return refine(
             model if sure is None else AdaptiveDepth(model, sure), canvas, rule, calls,
             temperature, options.seed,
-            eos_token_id=end, record=getattr(options, "show", True),
+            eos_token_id=end, record=record,
         )
 
 # %% ../nbs/appendix_cli_write.ipynb #fd988eb2
@@ -393,26 +403,6 @@ def generate(
             print(tokenizer.display(text), end="\n\n" if more else "\n")
 
 # %% ../nbs/appendix_cli_write.ipynb #9703ff8a
-def new_file(
-    path: str,
-    overwrite: bool,
-    endings: tuple[str, ...],  # that it may have
-) -> Path:
-    "A file that may be written; ValueError, FileNotFoundError or FileExistsError where it may not."
-    file = Path(path)
-    if file.suffix.lower() not in endings:
-        raise ValueError(
-            f"output {path!r} ends in {file.suffix!r}: it must end in {' or '.join(endings)}, "
-            "which says what is written"
-        )
-    if not file.parent.is_dir():
-        raise FileNotFoundError(
-            f"output {path!r}: the folder {file.parent} does not exist: make it first"
-        )
-    if file.is_dir() or file.exists() and not overwrite:
-        raise FileExistsError(f"output {path!r} exists: give another name, or --overwrite it")
-    return file
-
 WRITERS: dict[str, Callable[[Trajectory, Tokenizer, Path, int], Any]] = {
     ".html": lambda t, tokenizer, path, row: save_player(t, tokenizer, path, row),
     ".gif": lambda t, tokenizer, path, row: (

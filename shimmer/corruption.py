@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Weighting', 'Batch', 'check_mask_ratio', 'draw_noise', 'derive_noise', 'real_tokens', 'predicted_tokens', 'Mask',
-           'mask_tokens', 'masked_loss', 'part_weight']
+           'in_blocks', 'mask_tokens', 'masked_loss', 'writable', 'clean_half', 'part_weight']
 
 # %% ../nbs/05_corruption.ipynb #65117312
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # %% ../nbs/05_corruption.ipynb #74e2102a
 Weighting = Literal["elbo", "mean_over_t"]
@@ -87,17 +88,39 @@ def predicted_tokens(
 class Mask(NamedTuple):
     "Which tokens are hidden, and what share of its row's real tokens that is."
     masked: Tensor  # [B, L] bool
-    ratio: Tensor  # [B] masked tokens / real tokens: what was hidden, not what was drawn
+    # [B] masked tokens / real tokens: what was hidden, not what was drawn; [B, blocks] of blocks
+    ratio: Tensor
+    block_length: int | None = None  # tokens of a block that has a ratio of its own
+
+def in_blocks(
+    x: Tensor,  # [B, L]
+    block_length: int,
+    fill: float | bool,  # behind the last block's end
+) -> Tensor:  # [B, blocks, block_length]
+    "Cut rows into blocks."
+    missing = -x.shape[1] % block_length
+    return F.pad(x, (0, missing), value=fill).unflatten(1, (-1, block_length))
 
 def mask_tokens(
     noise: Tensor,  # [B, 1 + L] from `draw_noise`, or rows of it
     mask_ratio: tuple[float, float],  # the range ratios are drawn from; equal ends fix it
     real: Tensor | None = None,  # [B, L] bool, False at pads, which are never masked
-) -> Mask:  # at least one token of every row that has one
+    block_length: int | None = None,  # tokens that have a ratio of their own; the row where None
+) -> Mask:  # at least one token of every row, or block, that has one
     """Hide an exact number of real tokens in each row, the drawn ratio times their count, rounded
     up; ValueError for a ratio outside (0, 1]."""
     check_mask_ratio(mask_ratio)
     low, high = mask_ratio
+    if block_length is not None and block_length < noise.shape[1] - 1:
+        if real is None: real = torch.ones_like(noise[:, 1:], dtype=torch.bool)
+        real, order = in_blocks(real, block_length, False), in_blocks(noise[:, 1:], block_length, 0)
+        (B, blocks), L = real.shape[:2], noise.shape[1] - 1
+        # a row's blocks take strata of the ratios
+        turn = torch.arange(blocks, device=noise.device) / blocks
+        first = (noise[:, :1] + turn) % 1
+        rows = torch.cat([first[..., None], order], 2).flatten(0, 1)
+        masked, ratio, _ = mask_tokens(rows, mask_ratio, real.flatten(0, 1))
+        return Mask(masked.view(B, -1)[:, :L], ratio.view(B, blocks), block_length)
     order = noise[:, 1:] if real is None else noise[:, 1:].masked_fill(~real, 2.0)
     length = (
         torch.full_like(noise[:, 0], order.shape[1])
@@ -118,11 +141,40 @@ def masked_loss(
 ) -> Tensor:  # scalar, nats per token
     """Average a batch's reconstruction losses, rows alike; with ratios uniform on (0, 1], "elbo"
     estimates NELBO / L without bias."""
-    count = mask.masked.sum(1)
+    (B, L), ratio = mask.masked.shape, mask.ratio
+    if mask.block_length is None: count, part = mask.masked.sum(1), torch.ones_like(ratio)
+    else:
+        # a block counts for as much as it is of its row
+        count = in_blocks(mask.masked, mask.block_length, False).sum(2)
+        length = (count / ratio).nan_to_num()
+        part = length / length.sum(1, keepdim=True)
     # a row's mean over its masked tokens = sum / (t·L), then the mean over rows
-    weight = 1 / (count * mask.masked.shape[0])
-    if weighting == "mean_over_t": weight = weight / mask.ratio
-    return (cross_entropy * weight[:, None].expand_as(mask.masked)[mask.masked]).sum()
+    weight = part / (count * B)
+    if weighting == "mean_over_t": weight = weight / ratio
+    each = (
+        weight[:, None].expand(B, L)
+        if mask.block_length is None
+        else weight.repeat_interleave(mask.block_length, 1)[:, :L]
+    )
+    return (cross_entropy * each[mask.masked]).sum()
+
+def writable(
+    config: Any,  # a model's; `block_length` may be missing or None
+    is_mask: Tensor,  # [B, L] bool
+) -> Tensor:  # [B, L] bool
+    """Where a model writes next: anywhere, or, where it writes block after block, in each row's
+    first block that has a mask."""
+    if (b := getattr(config, "block_length", None)) is None: return torch.ones_like(is_mask)
+    block = torch.arange(is_mask.shape[1], device=is_mask.device) // b
+    first = torch.where(is_mask, block, len(block)).amin(1, keepdim=True)
+    return block == first
+
+def clean_half(
+    config: Any,  # a model's; `block_length` may be missing or None
+    ids: Tensor,  # [B, L] int64, the whole text
+) -> dict[str, Tensor]:  # what `denoise` is given beside a canvas
+    "The text that blocks are causal over, for a model that has any."
+    return {} if getattr(config, "block_length", None) is None else {"clean": ids}
 
 def part_weight(
     batch: Batch,

@@ -21,7 +21,7 @@ from .calibration import calibration, confidence_at_filled, confidence_at_masked
 from .calibration import confidence_gap
 from .canvases import encode_corpus
 from .corpora import Corpus
-from .corruption import draw_noise, mask_tokens, predicted_tokens
+from .corruption import clean_half, draw_noise, mask_tokens, predicted_tokens
 from .instructions import REQUEST_TOKENS, RequestTokenizer, judge_requests
 from .likelihood import bootstrap_interval, duel_nll, left_to_right_nll, nll
 from .likelihood import paired_difference, token_nats
@@ -365,13 +365,14 @@ def judged_fills(
     generator = torch.Generator().manual_seed(seed)
     masked = mask_tokens(
         draw_noise(ids.shape[0], ids.shape[1], generator), (ratio, ratio),
-        predicted_tokens(model.config, ids).cpu(),
+        predicted_tokens(model.config, ids).cpu(), getattr(model.config, "block_length", None),
     ).masked.to(ids.device)
     uniform = torch.rand(int(masked.sum()), generator=generator, dtype=torch.float64).to(
         work := sampling_device(ids.device)
     )
     with evaluation_mode(model):
-        logits, _, state = model.denoise(ids.masked_fill(masked, model.config.mask_token_id))
+        canvas = ids.masked_fill(masked, model.config.mask_token_id)
+        logits, _, state = model.denoise(canvas, **clean_half(model.config, ids))
         filled = ids.masked_scatter(
             masked,
             sample_categorical(logits[masked].to(work).double().log_softmax(-1), uniform, 1.0).to(

@@ -13,7 +13,7 @@ import math
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .corruption import predicted_tokens
+from .corruption import clean_half, in_blocks, predicted_tokens, writable
 from .models import CausalLM, check_denoiser, device_of, evaluation_mode, keep_rows
 from .models import never_written
 from .policies import Order, Policy, SamplerState, UnmaskAction, sampling_device, top_positions
@@ -99,7 +99,7 @@ def masked_nats(
     hidden = masked.to(ids.device)
     with evaluation_mode(model):
         canvas = ids.masked_fill(hidden, model.config.mask_token_id)
-        logits = model.denoise(canvas, at=hidden).logits
+        logits = model.denoise(canvas, at=hidden, **clean_half(model.config, ids)).logits
     return torch.zeros(masked.shape, dtype=torch.float64).masked_scatter(
         masked, token_nats(model, logits, ids[hidden])
     )
@@ -114,24 +114,27 @@ def nelbo(
     batch_size: int = 64,  # canvases in a network call; changes nothing but memory
 ) -> Tensor:  # [B] float64 on the CPU, nats per text
     """Negative evidence lower bound by the count form: exactly l of L tokens masked, l stratified,
-    L × the mean cross-entropy of the masked; ValueError for texts that have none."""
+    L × the mean cross-entropy of the masked; of each block where the model has blocks, and exact
+    for blocks of 1. ValueError for texts that have none."""
     ids = ids.to(device_of(model))
     check_texts(model, ids, batch_size)
     check_denoiser(model)
     if draws < 1: raise ValueError(f"draws is {draws}: at least 1 mask per text is needed")
     generator, (B, L) = torch.Generator().manual_seed(seed), ids.shape
-    real = predicted_tokens(model.config, ids).cpu()
-    length = real.sum(1)  # [B]
-    shift = torch.rand(B, generator=generator)
+    b = min(L, getattr(model.config, "block_length", None) or L)
+    real = in_blocks(predicted_tokens(model.config, ids).cpu(), b, False)  # [B, blocks, b]
+    length = real.sum(2)  # [B, blocks]
+    shift = torch.rand(length.shape, generator=generator)
     total = torch.zeros(B, dtype=torch.float64)
-    batch_size = rows_of_call(model, L, batch_size)
+    batch_size, draws = rows_of_call(model, L, batch_size), draws if b > 1 else 1
     for draw in range(draws):
         share = (shift + draw) / draws  # in [0, 1), one stratum a draw
         count = (share * length).long().minimum(length - 1) + 1
-        rank = torch.rand(B, L, generator=generator).masked_fill(~real, 2.0).argsort(1).argsort(1)
+        order = in_blocks(torch.rand(B, L, generator=generator), b, 2.0).masked_fill(~real, 2.0)
+        masked = (order.argsort(2).argsort(2) < count[..., None]).flatten(1)[:, :L]
         for rows in torch.arange(B).split(batch_size):
-            masked = rank[rows] < count[rows, None]
-            total[rows] += masked_nats(model, ids[rows], masked).sum(1) * length[rows] / count[rows]
+            nats = in_blocks(masked_nats(model, ids[rows], masked[rows]), b, 0.0).sum(2)
+            total[rows] += (nats * length[rows] / count[rows].clamp(min=1)).sum(1)
     return total / draws
 
 # %% ../nbs/11_likelihood.ipynb #b82a763e
@@ -147,14 +150,17 @@ def exact_nelbo(
     check_texts(model, ids, batch_size)
     check_denoiser(model)
     real = predicted_tokens(model.config, ids).cpu()
-    if (longest := int(real.sum(1).max())) > 12:
+    b = getattr(model.config, "block_length", None) or ids.shape[1]
+    if (longest := int(in_blocks(real, b, False).sum(2).max())) > 12:
         raise ValueError(
             f"a text has {longest} tokens and so {2**longest - 1:,} masks: give 12 tokens at "
             "most, or estimate with nelbo"
         )
-    return torch.stack(
-        [enumerate_masks(model, text, at, batch_size) for text, at in zip(ids, real)]
+    block = torch.arange(ids.shape[1]) // b
+    of_block = lambda n: torch.stack(
+        [enumerate_masks(model, text, at & (block == n), batch_size) for text, at in zip(ids, real)]
     )
+    return torch.stack([of_block(n) for n in block.unique()]).sum(0)
 
 def enumerate_masks(
     model,  # a denoiser
@@ -164,6 +170,7 @@ def enumerate_masks(
 ) -> Tensor:  # scalar float64, nats
     "The NELBO of one text."
     n = int(real.sum())
+    if not n: return torch.zeros((), dtype=torch.float64)
     batch_size = rows_of_call(model, n, batch_size)
     masked = torch.zeros(2**n - 1, len(text), dtype=torch.bool)
     masked[:, real] = torch.arange(1, 2**n)[:, None] >> torch.arange(n) & 1 == 1
@@ -257,11 +264,10 @@ def replay(
     total, num_masked = torch.zeros(len(text), dtype=torch.float64), masked.sum(1)
     for call in range(num_calls):
         canvas = text.masked_fill(masked, model.config.mask_token_id)
-        said = model.denoise(canvas.to(device), state, masked.to(device))
+        may = masked & writable(model.config, masked)
+        said = model.denoise(canvas.to(device), state, may.to(device))
         logits, state = possible_logits(model, said.logits.to(work)), said.state
-        view = BlindState(
-            call, num_calls, canvas, masked, masked, num_masked, logits, canvas, masked, None
-        )
+        view = BlindState(call, num_calls, canvas, may, may, num_masked, logits, canvas, may, None)
         if said.confidence is not None:
             view.head = view.spread(said.confidence.to(work)).double()
         decision = decide(view)
@@ -270,8 +276,8 @@ def replay(
                 f"the rule reopens {int(decision.reopen.sum())} positions in call {call + 1}: "
                 "many paths lead to a text then; choose a rule that only writes"
             )
-        write = decision.write & masked
-        log_probs = logits[write[masked]].double().log_softmax(-1)
+        write = decision.write & may
+        log_probs = logits[write[may]].double().log_softmax(-1)
         nats = -log_probs.gather(-1, text[write][:, None])[:, 0]
         each = torch.zeros(text.shape, dtype=torch.float64, device=work)
         total[row] += each.masked_scatter(write, nats).sum(1).cpu()

@@ -7,13 +7,14 @@ __all__ = ['MAX_LOOPS', 'LatentCanvasConfig', 'RefineBlock', 'LatentCanvasModel'
            'refine_until_confident', 'AdaptiveDepth']
 
 # %% ../nbs/10_lira.ipynb #ba80f665
+import copy
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .layers import TransformerBlock, padding_mask, rotary_angles
+from .layers import KVCache, TransformerBlock, block_mask, padding_mask, rotary_angles
 from .loading import MOST_REPEATS
 from .models import Prediction, PretrainedModel, given_ids, init_weights
 from .objectives import MaskedLM
@@ -40,6 +41,9 @@ class LatentCanvasConfig:
     reinject: bool = False  # add the embedded canvas again before each application but the first
     loop_embedding: bool = False  # tell the block which application it is
     carry_latent: bool = False  # start from the latent of the call before
+    begin_token: bool = False  # a learned latent stands in front of the canvas
+    # tokens that are refined together; causal over such blocks; the whole canvas where None
+    block_length: int | None = None
     dropout: float = 0.0  # share of each branch's features dropped in training
     # tokens that are read and never written, masked or counted, such as the clues of a puzzle
     given_token_ids: tuple[int, ...] = ()
@@ -59,6 +63,16 @@ class LatentCanvasConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
+        if self.block_length is not None and self.block_length < 1:
+            raise ValueError(
+                f"block_length is {self.block_length}: give at least 1, or None for one block as "
+                "long as the canvas"
+            )
+        if self.block_length is not None and self.carry_latent:
+            raise ValueError(
+                f"block_length is {self.block_length} and carry_latent is on: a latent is carried "
+                "over a whole canvas; turn one of them off"
+            )
         if not 1 <= self.num_refine_steps <= MOST_REPEATS:
             raise ValueError(
                 f"num_refine_steps is {self.num_refine_steps}: give 1 to {MOST_REPEATS:,}, a "
@@ -97,10 +111,13 @@ class RefineBlock(nn.Module):
         self,
         z: Tensor,  # [B, L, D] latent canvas
         rotary: tuple[Tensor, Tensor],  # from `rotary_angles`
-        mask: Tensor | None = None,  # [B, L] bool, True at real tokens
+        mask: Tensor | None = None,  # [B, L] bool, True at real tokens; or as of `Attention`
+        cache: KVCache | None = None,  # of the tokens before; the new ones are appended
+        first: int = 0,  # which of the cache's layers the first one is
     ) -> Tensor:  # [B, L, D]
         "Refine the canvas once."
-        for layer in self.layers: z = layer(z, rotary, mask=mask)
+        for n, layer in enumerate(self.layers):
+            z = layer(z, rotary, mask=mask, cache=cache, layer=first + n)
         return self.norm(z)
 
 # %% ../nbs/10_lira.ipynb #40c0ce06
@@ -139,16 +156,65 @@ class LatentCanvasModel(PretrainedModel):
         )
         init_weights(self, depth)
         nn.init.normal_(self.mask_embed, std=0.02)
+        self.begin_embed = nn.Parameter(0.02 * torch.randn(D)) if config.begin_token else None
         # begins as the model that carries nothing
         if self.carry_norm is not None: nn.init.zeros_(self.carry_norm.weight)
+
+    def latents(
+        self,
+        ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
+        first: int = 0,  # position of the first of them
+    ) -> Tensor:  # [B, L, D]
+        "Embed tokens; ValueError for positions that have no vector."
+        config, end = self.config, first + ids.shape[1]
+        z = torch.where(
+            (ids == config.mask_token_id)[..., None], self.mask_embed, self.embed_tokens(ids)
+        )
+        if self.position_embed is None: return z
+        if end > config.max_seq_len:
+            raise ValueError(
+                f"position {end - 1} has no vector, max_seq_len is {config.max_seq_len}: write a "
+                "shorter text, or train a model with a begin token in place of position vectors"
+            )
+        return z + self.position_embed.weight[first:end]
+
+    def places(
+        self,
+        ids: Tensor,  # [B, L] int64
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:  # what `rotary_angles` says; [B, S] bool,
+        # real tokens, or [B, 1, S, S], who sees whom; None where all see all
+        "Where the S latents of a canvas stand: a begin token, a clean text, and the canvas."
+        (B, L), config = ids.shape, self.config
+        front, real = int(config.begin_token), padding_mask(ids, config.pad_token_id)
+        angles = rotary_angles(
+            front + L, config.hidden_size // config.num_heads, device=ids.device
+        )
+        if config.block_length is None:
+            return angles, real if real is None else F.pad(real, (front, 0), value=True)
+        start = torch.arange(L, device=ids.device) // config.block_length * config.block_length
+        num_clean = front + L if self.clean(L) else front
+        mask = block_mask(front + start, num_clean).expand(B, 1, -1, -1)
+        if real is not None:
+            begin = F.pad(real[:, : num_clean - front], (front, 0), value=True)
+            mask = mask & torch.cat([begin, real], 1)[:, None, None]
+        cos, sin = (torch.cat([angle[:num_clean], angle[front:]]) for angle in angles)
+        return (cos, sin), mask
+
+    def clean(
+        self,
+        length: int,  # of a canvas
+    ) -> bool:
+        "Whether a canvas has more blocks than one, so that the model reads a clean text beside it."
+        return self.config.block_length is not None and self.config.block_length < length
 
     def embed(
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         state: Tensor | None = None,  # [B, L, D] what `refine` returned for an earlier canvas of
             # the same texts
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:  # [B, L, D] latents; what
-        # `rotary_angles` says; [B, L] bool real tokens, None where there are no others
+        clean: Tensor | None = None,  # [B, L] int64 what blocks are causal over; ids where None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:  # [B, S, D] latents, the canvas's
+        # last; what `places` says
         "What the loop starts from; ValueError for a canvas that is too long."
         config, L = self.config, ids.shape[1]
         if L > config.max_seq_len:
@@ -156,61 +222,86 @@ class LatentCanvasModel(PretrainedModel):
                 f"the canvas has {L} tokens, max_seq_len is {config.max_seq_len}: shorten it or "
                 "train a longer model"
             )
-        z = torch.where(
-            (ids == config.mask_token_id)[..., None], self.mask_embed, self.embed_tokens(ids)
-        )
-        if self.position_embed is not None: z = z + self.position_embed.weight[:L]
+        z = self.latents(ids)
         if self.carry_norm is not None and state is not None: z = z + self.carry_norm(state)
-        rotary = rotary_angles(L, config.hidden_size // config.num_heads, device=ids.device)
-        real = padding_mask(ids, config.pad_token_id)
-        return z if self.prelude is None else self.prelude(z, rotary, real), rotary, real
+        if self.clean(L): z = torch.cat([self.latents(ids if clean is None else clean), z], 1)
+        return self.begin(z), *self.places(ids)
+
+    def begin(
+        self,
+        z: Tensor,  # [B, S, D]
+    ) -> Tensor:  # [B, 1 + S, D]; z where the model has no begin token
+        "Put the begin token in front."
+        if self.begin_embed is None: return z
+        return torch.cat([self.begin_embed.to(z.dtype).expand(len(z), 1, -1), z], 1)
+
+    def loop(
+        self,
+        z: Tensor,  # [B, S, D] from `embed`
+        rotary: tuple[Tensor, Tensor],  # from `rotary_angles`
+        mask: Tensor | None,  # as of `RefineBlock`
+        K: int,  # applications of the block
+        cache: KVCache | None = None,  # of each layer in each application
+    ) -> Generator[Tensor, Tensor | None, None]:  # as of `refinements`
+        "Refine latents again and again."
+        config = self.config
+        if self.prelude is not None: z = self.prelude(z, rotary, mask, cache)
+        start, first = z, config.num_prelude_layers
+        for k in range(K):
+            if config.reinject and k: z = z + start
+            if self.loop_embed is not None: z = z + self.loop_embed.weight[min(k, MAX_LOOPS - 1)]
+            z = self.refine_block(z, rotary, mask, *(() if cache is None else (cache, first)))
+            first += config.num_layers
+            left = yield z
+            if left is None: continue
+            z, start, mask = z[left], start[left], None if mask is None else mask[left]
 
     def refinements(
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         num_refine_steps: int | None = None,  # applications of the block; the config's where None
         state: Tensor | None = None,  # [B, L, D] as of `embed`
-    ) -> Generator[Tensor, Tensor | None, None]:  # K times [B, L, D]; whoever sends back the
+        clean: Tensor | None = None,  # [B, L] int64 as of `embed`
+    ) -> Generator[Tensor, Tensor | None, None]:  # K times [B, S, D]; whoever sends back the
         # numbers of some rows goes on with these alone
         """Embed a canvas, and refine its latent again and again; raises what `embed` raises, and
         ValueError for no refinement."""
-        config = self.config
-        K = config.num_refine_steps if num_refine_steps is None else num_refine_steps
+        K = self.config.num_refine_steps if num_refine_steps is None else num_refine_steps
         if not 1 <= K <= MOST_REPEATS:
             raise ValueError(
                 f"num_refine_steps is {K}: give 1 to {MOST_REPEATS:,}, a canvas needs at least 1 "
                 "refinement"
             )
-        z, rotary, real = self.embed(ids, state)
-        start = z
-        for k in range(K):
-            if config.reinject and k: z = z + start
-            if self.loop_embed is not None: z = z + self.loop_embed.weight[min(k, MAX_LOOPS - 1)]
-            z = self.refine_block(z, rotary, real)
-            left = yield z
-            if left is None: continue
-            z, start, real = z[left], start[left], None if real is None else real[left]
+        yield from self.loop(*self.embed(ids, state, clean), K)
 
     def refine(
         self,
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         num_refine_steps: int | None = None,  # applications of the block; the config's where None
         state: Tensor | None = None,  # [B, L, D] what this returned for an earlier canvas
+        clean: Tensor | None = None,  # [B, L] int64 as of `embed`
     ) -> Tensor:  # [B, L, D] the refined latent canvas
         "The last of `refinements`, and raise what it raises."
-        for z in self.refinements(ids, num_refine_steps, state): pass
+        for z in self.refinements(ids, num_refine_steps, state, clean): pass
         return self.finish(z, ids)
 
     def finish(
         self,
-        z: Tensor,  # [B, L, D] what the loop left
+        z: Tensor,  # [B, S, D] what the loop left
         ids: Tensor,  # [B, L] int64 the canvas
     ) -> Tensor:  # [B, L, D]
-        "The layers after the loop, where the model has any."
-        if self.coda is None: return z
-        head_dim = self.config.hidden_size // self.config.num_heads
-        rotary = rotary_angles(ids.shape[1], head_dim, device=z.device)
-        return self.coda(z, rotary, padding_mask(ids, self.config.pad_token_id))
+        "The canvas's part of it, after the last layers, where the model has any behind the loop."
+        if self.coda is not None: z = self.coda(z, *self.places(ids))
+        return z[:, z.shape[1] - ids.shape[1] :]
+
+    def at_block_length(
+        self,
+        block_length: int | None,  # the whole canvas where None
+    ) -> "LatentCanvasModel":  # with the same weights
+        "The model read in blocks of another length; ValueError for a length that can't be."
+        other = copy.copy(self)
+        other.config = replace(self.config, block_length=block_length)
+        return other
 
     def read_tokens(
         self,
@@ -245,10 +336,12 @@ class LatentCanvasModel(PretrainedModel):
         state: Tensor | None = None,  # the `state` of an earlier call, where the model carries its
             # latent
         at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
+        clean: Tensor | None = None,  # [B, L] int64 the whole text, which blocks are causal over;
+            # the canvas itself where None, as is right up to the first block with masks
     ) -> Prediction:  # logits [B, L, vocab_size], confidence [B, L], or those of the N positions of
         # `at`; state [B, L, D]
         "Refine a canvas and decode it; raises what `refine` raises."
-        return self.decode(self.refine(input_ids, num_refine_steps, state), at)
+        return self.decode(self.refine(input_ids, num_refine_steps, state, clean), at)
 
     def denoise(
         self,
@@ -256,9 +349,11 @@ class LatentCanvasModel(PretrainedModel):
         state: Tensor | None = None,  # the `state` of the call before; ignored unless the model
             # carries its latent
         at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
+        clean: Tensor | None = None,  # as of `forward`
     ) -> Prediction:  # as of `forward`
         "What samplers and likelihoods call: `forward` with the config's K."
-        return self(ids, state=state, at=at)
+        more = {} if clean is None else {"clean": clean}
+        return self(ids, state=state, at=at, **more)
 
     def denoise_each(
         self,
@@ -266,9 +361,10 @@ class LatentCanvasModel(PretrainedModel):
         num_refine_steps: int | None = None,  # K; the config's where None
         state: Tensor | None = None,  # as of `forward`
         at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
+        clean: Tensor | None = None,  # as of `forward`
     ) -> list[Prediction]:  # K of them, as of `forward`
         "What stands in the canvas after each refinement."
-        loop = self.refinements(ids, num_refine_steps, state)
+        loop = self.refinements(ids, num_refine_steps, state, clean)
         return [self.decode(self.finish(z, ids), at) for z in loop]
 
     def default_policy(self) -> EntropyBound:
@@ -296,9 +392,10 @@ def refine_until_confident(
     threshold: float,  # for the product of the probabilities at a text's masks
     max_refine_steps: int,
     state: Tensor | None = None,  # as of `LatentCanvasModel.refinements`
+    clean: Tensor | None = None,  # [B, L] int64 as of `LatentCanvasModel.forward`
 ) -> tuple[Tensor, Tensor]:  # [B, L, D] refined canvas; [B] int64, refinements of each text
     "Refine each text until the model believes all of it, or so often at most."
-    loop = model.refinements(ids, max_refine_steps, state)
+    loop = model.refinements(ids, max_refine_steps, state, clean)
     masked = ids == model.config.mask_token_id
     rows = torch.arange(len(ids), device=ids.device)  # texts that are still refined
     num_refinements, order, latents = torch.zeros_like(rows), list[Tensor](), list[Tensor]()
@@ -342,9 +439,10 @@ class AdaptiveDepth(nn.Module):
         ids: Tensor,  # [B, L] int64, `mask_token_id` where unknown
         state: Tensor | None = None,  # as of `LatentCanvasModel.denoise`
         at: Tensor | None = None,  # [B, L] bool, positions to read out; all where None
+        clean: Tensor | None = None,  # as of `LatentCanvasModel.forward`
     ) -> Prediction:  # as of `LatentCanvasModel.forward`
         "Refine each canvas as often as it needs; raises what the model raises."
         z, self.num_refinements = refine_until_confident(
-            self.model, ids, self.threshold, self.max_refine_steps, state
+            self.model, ids, self.threshold, self.max_refine_steps, state, clean
         )
         return self.model.decode(z, at)

@@ -9,7 +9,7 @@ __all__ = ['Schedule', 'Order', 'sample_categorical', 'RowNoise', 'sampling_devi
 
 # %% ../nbs/08_policies.ipynb #60e06a5d
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
@@ -37,11 +37,12 @@ class RowNoise:
     batch nor on its pads."""
     def __init__(
         self,
-        seed: int,  # row i draws from seed + i
+        seed: int | Sequence[int],  # row i draws from seed + i; or the seeds of the rows
         real: Tensor,  # [B, L] bool, False at pads
     ):
         self.real = real.cpu()
-        self.generators = [torch.Generator().manual_seed(seed + row) for row in range(len(real))]
+        seeds = range(seed, seed + len(real)) if isinstance(seed, int) else seed
+        self.generators = [torch.Generator().manual_seed(s) for s in seeds]
 
     def keep(self, rows: list[int]) -> None:
         "Go on with some of the rows; the others need no more numbers."

@@ -8,9 +8,11 @@ __all__ = ['STOP_TEST', 'REASONS', 'Trajectory', 'check_canvas', 'check_fixed', 
 
 # %% ../nbs/15_samplers.ipynb #b23e1faa
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 import torch
 from torch import Tensor
+from .corruption import writable
 from .models import Denoiser, Prediction, check_denoiser, default_policy, device_of
 from .models import evaluation_mode, keep_rows, never_written, revises
 from .policies import Order, Policy, RowNoise, SamplerState, Schedule
@@ -148,14 +150,13 @@ class RefineLoop:
         policy: Policy,
         num_steps: int,
         temperature: float,
-        seed: int,
+        seed: int | Sequence[int],
         eos_token_id: int | None,
         record: bool,
     ):
         self.model, self.policy, self.num_steps = model, policy, num_steps
         self.temperature, self.eos, self.record = temperature, eos_token_id, record
-        self.ids, self.fixed, self.state = ids, fixed, None
-        config = model.config
+        self.ids, self.fixed, self.state, config = ids, fixed, None, model.config
         self.mask_id, pad_id = config.mask_token_id, getattr(config, "pad_token_id", None)
         self.banned = never_written(config, ids.device)
         self.freezes = getattr(policy, "freezes_end", False)
@@ -189,12 +190,12 @@ class RefineLoop:
 
     def look(self, step: int) -> tuple[SamplerState, Prediction]:
         "Ask the network about the canvases, and show its answer as a policy sees it."
-        work, device = self.ids.device, device_of(self.model)
-        masked = (self.ids == self.mask_id) & self.active[:, None]
-        editable = masked
+        work, device, is_mask = self.ids.device, device_of(self.model), self.ids == self.mask_id
+        may = writable(self.model.config, is_mask) & self.active[:, None]
+        editable = masked = is_mask & may
         if self.policy.reopens:
             final = at_or_after(self.ends) & self.freezes
-            editable = ~self.fixed & ~final & self.active[:, None]
+            editable = ~self.fixed & ~final & may
         at = () if self.record else (editable.to(device),)
         said = self.model.denoise(self.ids.to(device), self.state, *at)
         self.state = said.state
@@ -300,7 +301,7 @@ def refine(
     policy: Policy,  # which positions to write and to reopen
     num_steps: int,  # network calls at most
     temperature: float = 1.0,  # of the drawn tokens; 0 takes the likeliest
-    seed: int = 0,  # row i draws from seed + i
+    seed: int | Sequence[int] = 0,  # row i draws from seed + i; or the seeds of the rows
     fixed: Tensor | None = None,  # [B, L] bool, positions that must not change; all that is no mask
         # where None
     eos_token_id: int | None = None,  # once written, the masks after it become it too
