@@ -206,7 +206,7 @@ class Speculation(NamedTuple):
 
 # %% ../nbs/17_speculation.ipynb #cbe6605c
 def probabilities(
-    model: SpeculativeCanvas,
+    model: Any,  # with a config
     logits: Tensor,  # [N, V]
     temperature: float,  # 0 puts all on the likeliest
 ) -> Tensor:  # [N, V] float64, 0 at masks and pads

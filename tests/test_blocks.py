@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
-from shimmer.blocks import BlockView, generate_blocks, read_block, refine_blocks
+from shimmer.blocks import BlockView, generate_blocks, read_block, refine_blocks, speculate_blocks
 from shimmer.corruption import Batch, draw_noise, mask_tokens, masked_loss
 from shimmer.layers import KVCache, block_mask
 from shimmer.likelihood import duel_nll, exact_nelbo, left_to_right_nll, nelbo
@@ -271,3 +271,44 @@ def test_a_view_is_a_denoiser_like_any_other():
         one = view.denoise(ids[1:], first.state[1:])
         torch.testing.assert_close(one.logits[0], first.logits[1], atol=1e-5, rtol=0)
     assert math.isclose(view.cache.length, 4)
+
+
+@pytest.mark.parametrize("draft_length", [1, 2, 5])
+def test_speculation_writes_what_one_token_at_a_time_would(draft_length):
+    model, rows = tiny(3, 8, vocab_size=V, pad_token_id=None), 4000
+    run = speculate_blocks(model, [[]] * rows, draft_length, gen_length=4, temperature=1.0, seed=3)
+    every = torch.cartesian_prod(*[torch.arange(V)] * 4)
+    expected = (-nelbo(model.at_block_length(1), every)).exp() * rows
+    code = lambda ids: (ids * V ** torch.arange(4)).sum(1)
+    counted = torch.bincount(code(run.ids), minlength=V**4)[code(every)]
+    often = expected >= 5
+    groups = lambda x: torch.cat([x[often], x[~often].sum()[None]])
+    statistic = ((groups(counted.double()) - groups(expected)) ** 2 / groups(expected).clamp(min=1e-9)).sum().item()
+    assert statistic < chi2.ppf(0.9999, int(often.sum()))
+    assert (run.num_calls <= 4).all() and run.num_calls.double().mean() < 3.5 and (run.accepted.sum(0) + run.num_calls >= 4).all()
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING, dict(begin_token=False)])
+def test_speculation_is_greedy_where_the_model_is(options):
+    model, prompts = tiny(3, 16, **options), [[], [0, 1], [2, 1, 0, 0, 1]]
+    wanted = generate_blocks(model, prompts, TopK(k=1), block_length=1, gen_length=10, temperature=0)
+    run = speculate_blocks(model, prompts, 3, gen_length=10, temperature=0)
+    assert run.ids.equal(wanted.ids) and (run.num_calls < 10).all()
+    with_end = speculate_blocks(model, prompts, 3, gen_length=10, temperature=0, eos_token_id=2)
+    assert with_end.ids.equal(generate_blocks(model, prompts, TopK(k=1), block_length=1, gen_length=10, temperature=0, eos_token_id=2).ids)
+
+
+def test_a_speculated_text_depends_on_no_neighbour():
+    model, prompts = tiny(3, 16), [[], [0, 1], [2, 1, 0, 0, 1], [1]]
+    together = speculate_blocks(model, prompts, 3, gen_length=9, temperature=1.0, seed=5, eos_token_id=2)
+    for i, prompt in enumerate(prompts):
+        alone = speculate_blocks(model, [prompt], 3, gen_length=9, temperature=1.0, seed=5 + i, eos_token_id=2)
+        assert together.ids[i, : len(prompt) + 9].equal(alone.ids[0]) and together.num_calls[i] == alone.num_calls[0]
+    assert speculate_blocks(model, [[0]], gen_length=40, temperature=1.0).ids.shape == (1, 41)  # beyond the length of training
+
+
+def test_speculation_that_can_be_none_is_refused():
+    with pytest.raises(ValueError, match="was not trained in blocks"): speculate_blocks(tiny(None), [[0]])
+    with pytest.raises(ValueError, match="position vectors"): speculate_blocks(tiny(2, position_embedding=True), [[0]])
+    with pytest.raises(ValueError, match="draft_length is 0"): speculate_blocks(tiny(2), [[0]], 0)
+    with pytest.raises(ValueError, match="temperature is -1"): speculate_blocks(tiny(2), [[0]], gen_length=3, temperature=-1)
