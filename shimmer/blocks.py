@@ -284,7 +284,8 @@ def look_ahead(
     held = real[:, :0] if cache.real is None else cache.real
     cache.real = torch.cat([held, real], 1)
     number = torch.arange(c, device=device)
-    among = torch.cat([(number <= number[:, None]).expand(B, -1, -1), number < sees[..., None]], 1)
+    causal = (number <= number[:, None]).expand(B, -1, -1)
+    among = torch.cat([causal, number < sees[..., None]], 1)
     before = cache.real[:, None] & F.pad(among, (held.shape[1], 0), value=True)
     within = F.pad(group == group[:, None], (0, 0, c, 0)).expand(B, -1, -1)
     mask = torch.cat([before, within], 2)[:, None]
@@ -369,7 +370,8 @@ def speculate_blocks(
             # only what is sure stays in the cache
             number = torch.arange(clean.shape[1], device=device)
             assert cache.real is not None
-            cache.real[:, cache.length - len(number) :] &= number < (sure + kept).to(device)[:, None]
+            is_sure = number < (sure + kept).to(device)[:, None]
+            cache.real[:, cache.length - len(number) :] &= is_sure
             new = F.pad(drafts, (0, 1)).scatter(1, kept[:, None], token[:, None])
             behind = column - length[:, None]
             now = (behind >= 0) & (behind <= kept[:, None]) & (column < end[:, None])
