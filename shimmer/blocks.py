@@ -47,6 +47,7 @@ def run_cached(
     last = config.num_prelude_layers + K * config.num_layers
     return model.coda(z, rotary, mask, cache, last)
 
+# %% ../nbs/28_blocks.ipynb #7f061855
 def read_block(
     model: LatentCanvasModel,
     ids: Tensor,  # [B, n + b] int64, what follows in the texts: n whole tokens, then a block
@@ -328,6 +329,7 @@ def check_drafts(
         raise ValueError(f"draft_length is {draft_length}: at least 1 token has to be drafted")
     return model.at_block_length(1)
 
+# %% ../nbs/28_blocks.ipynb #80c8aa9e
 @torch.no_grad()
 def speculate_blocks(
     model: LatentCanvasModel,  # trained in blocks, of one token among them

@@ -282,7 +282,8 @@ class LatentCanvasModel(PretrainedModel):
         clean: Tensor | None = None,  # [B, L] int64 as of `embed`
     ) -> Tensor:  # [B, L, D] the refined latent canvas
         "The last of `refinements`, and raise what it raises."
-        for z in self.refinements(ids, num_refine_steps, state, clean): pass
+        more = {} if clean is None else {"clean": clean}
+        for z in self.refinements(ids, num_refine_steps, state, **more): pass
         return self.finish(z, ids)
 
     def finish(
@@ -364,7 +365,8 @@ class LatentCanvasModel(PretrainedModel):
         clean: Tensor | None = None,  # as of `forward`
     ) -> list[Prediction]:  # K of them, as of `forward`
         "What stands in the canvas after each refinement."
-        loop = self.refinements(ids, num_refine_steps, state, clean)
+        more = {} if clean is None else {"clean": clean}
+        loop = self.refinements(ids, num_refine_steps, state, **more)
         return [self.decode(self.finish(z, ids), at) for z in loop]
 
     def default_policy(self) -> EntropyBound:
