@@ -136,11 +136,11 @@ def nine_digits() -> str:
     fewest = next(row for row in report("nine_digits")["grades"] if row["model"] == "canvas, surest first")
     best = max((of(f"GPT, {order}") for order in ("row by row", "solver's order")), key=lambda row: row["value"])
     by_row, by_solver = ([row for row in report("nine_digits")["lessons"] if row["model"] == f"GPT, {order}"] for order in ("row by row", "solver's order"))
-    told = lambda rows: ", ".join(f"{share(row)} with {'once' if row['lessons'] == 1 else str(row['lessons']) + ' times'}" for row in rows)
+    told = lambda rows: ", ".join(f"{share(row)} with {'the operations of a canvas' if row['lessons'] == 1 else str(row['lessons']) + ' times as many'}" for row in rows)
     head = "The win on puzzles holds on nine digits, and against GPTs taught for longer" if of("canvas, surest first")["low"] > best["high"] and max(by_row[-1]["high"], by_solver[-1]["high"]) < _row("puzzles", "results", model="canvas, surest first")["low"] else "On nine digits, or against longer lessons, the win on puzzles does not hold throughout"
     return (f"**{head}.** Of unseen sudokus of nine digits a canvas solves {share(of('canvas, surest first'))} writing the surest cell a call, {share(of('canvas, entropy bound 0.1'))} in {of('canvas, entropy bound 0.1')['calls']:.1f} calls and {share(of('canvas, one call'))} in one; of those with {fewest['clues']} clues {share(fewest)}. The best GPT at equal operations solves {share(best)}. "
             f"With twice the refinements of training one call solves {share(again('one call', 2))} and the surest first {share(again('surest first', 2))}; with four times {share(again('one call', 4))} and {share(again('surest first', 4))}. "
-            f"On minimal puzzles of six digits a GPT that writes row by row solves {told(by_row)} the operations of a canvas, one that is taught the solver's order {told(by_solver)} ({_seeds('nine_digits')} seeds of the canvas, {find('nine_digits', ('settings', 'tested'))} puzzles).")
+            f"On minimal puzzles of six digits a GPT that writes row by row solves {told(by_row)}, one that is taught the solver's order {told(by_solver)} ({_seeds('nine_digits')} seeds of the canvas, {find('nine_digits', ('settings', 'tested'))} puzzles).")
 
 
 def infilling() -> str:

@@ -149,6 +149,7 @@ class BlockRun(NamedTuple):
     end: int  # the one behind its last
     run: Trajectory
 
+# %% ../nbs/28_blocks.ipynb #0ba430b3
 def join_runs(
     config: LatentCanvasConfig,
     canvas: Tensor,  # [B, L] int64 at the start
@@ -327,6 +328,11 @@ def check_drafts(
         )
     if draft_length < 1:
         raise ValueError(f"draft_length is {draft_length}: at least 1 token has to be drafted")
+    if max(config.block_lengths) == 1:
+        raise ValueError(
+            "the model was trained on single tokens alone, and drafts are blocks: train one with "
+            "block_lengths such as (1, 4, 16)"
+        )
     return model.at_block_length(1)
 
 # %% ../nbs/28_blocks.ipynb #80c8aa9e

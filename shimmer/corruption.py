@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Weighting', 'Batch', 'check_mask_ratio', 'draw_noise', 'derive_noise', 'real_tokens', 'predicted_tokens', 'Mask',
-           'in_blocks', 'mask_tokens', 'masked_loss', 'writable', 'clean_half', 'part_weight']
+           'in_blocks', 'mask_tokens', 'masked_loss', 'block_lengths_of', 'writable', 'clean_half', 'part_weight']
 
 # %% ../nbs/05_corruption.ipynb #65117312
 from collections.abc import Callable
@@ -92,6 +92,7 @@ class Mask(NamedTuple):
     ratio: Tensor
     block_length: int | None = None  # tokens of a block that has a ratio of its own
 
+# %% ../nbs/05_corruption.ipynb #b4f71bed
 def in_blocks(
     x: Tensor,  # [B, L]
     block_length: int,
@@ -101,6 +102,7 @@ def in_blocks(
     missing = -x.shape[1] % block_length
     return F.pad(x, (0, missing), value=fill).unflatten(1, (-1, block_length))
 
+# %% ../nbs/05_corruption.ipynb #6b48823d
 def mask_tokens(
     noise: Tensor,  # [B, 1 + L] from `draw_noise`, or rows of it
     mask_ratio: tuple[float, float],  # the range ratios are drawn from; equal ends fix it
@@ -158,6 +160,22 @@ def masked_loss(
     )
     return (cross_entropy * each[mask.masked]).sum()
 
+# %% ../nbs/05_corruption.ipynb #080d6d8d
+def block_lengths_of(
+    config: Any,  # with block_length and block_lengths
+) -> tuple[int | None, tuple[int, ...]]:
+    """The block length a model is read at, the longest where it names none, and those it is trained
+    for; ValueError for lengths that can't be."""
+    length, lengths = config.block_length, tuple(config.block_lengths)
+    if length is not None and not lengths: lengths = (length,)
+    if length is None and lengths: length = max(lengths)
+    if any(b < 1 for b in lengths) or length is not None and length < 1:
+        raise ValueError(
+            f"block_length is {length} and block_lengths {lengths}: give 1 for a token at a time, "
+            "up to the canvas's length for one block"
+        )
+    return length, lengths
+
 def writable(
     config: Any,  # a model's; `block_length` may be missing or None
     is_mask: Tensor,  # [B, L] bool
@@ -176,6 +194,7 @@ def clean_half(
     "The text that blocks are causal over, for a model that has any."
     return {} if getattr(config, "block_length", None) is None else {"clean": ids}
 
+# %% ../nbs/05_corruption.ipynb #e0d34f80
 def part_weight(
     batch: Batch,
     count: Callable[[Batch], Tensor],  # how many positions of a batch a mean is taken over, scalar

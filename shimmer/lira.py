@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from .corruption import block_lengths_of
 from .layers import KVCache, TransformerBlock, block_mask, padding_mask, rotary_angles
 from .loading import MOST_REPEATS
 from .models import Prediction, PretrainedModel, given_ids, init_weights
@@ -42,8 +43,10 @@ class LatentCanvasConfig:
     loop_embedding: bool = False  # tell the block which application it is
     carry_latent: bool = False  # start from the latent of the call before
     begin_token: bool = False  # a learned latent stands in front of the canvas
-    # tokens that are refined together; causal over such blocks; the whole canvas where None
+    # tokens refined together, causal over such blocks; None: the longest of block_lengths, or all
     block_length: int | None = None
+    # lengths of which each batch of training draws one; block_length alone where there are none
+    block_lengths: tuple[int, ...] = ()
     dropout: float = 0.0  # share of each branch's features dropped in training
     # tokens that are read and never written, masked or counted, such as the clues of a puzzle
     given_token_ids: tuple[int, ...] = ()
@@ -63,12 +66,8 @@ class LatentCanvasConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: give a share in [0, 1)")
-        if self.block_length is not None and self.block_length < 1:
-            raise ValueError(
-                f"block_length is {self.block_length}: give at least 1, or None for one block as "
-                "long as the canvas"
-            )
-        if self.block_length is not None and self.carry_latent:
+        self.block_length, self.block_lengths = block_lengths_of(self)
+        if self.block_lengths and self.carry_latent:
             raise ValueError(
                 f"block_length is {self.block_length} and carry_latent is on: a latent is carried "
                 "over a whole canvas; turn one of them off"
@@ -192,7 +191,7 @@ class LatentCanvasModel(PretrainedModel):
         if config.block_length is None:
             return angles, real if real is None else F.pad(real, (front, 0), value=True)
         start = torch.arange(L, device=ids.device) // config.block_length * config.block_length
-        num_clean = front + L if self.clean(L) else front
+        num_clean = front + L if self.reads_clean(L) else front
         mask = block_mask(front + start, num_clean).expand(B, 1, -1, -1)
         if real is not None:
             begin = F.pad(real[:, : num_clean - front], (front, 0), value=True)
@@ -200,10 +199,7 @@ class LatentCanvasModel(PretrainedModel):
         cos, sin = (torch.cat([angle[:num_clean], angle[front:]]) for angle in angles)
         return (cos, sin), mask
 
-    def clean(
-        self,
-        length: int,  # of a canvas
-    ) -> bool:
+    def reads_clean(self, length: int) -> bool:
         "Whether a canvas has more blocks than one, so that the model reads a clean text beside it."
         return self.config.block_length is not None and self.config.block_length < length
 
@@ -224,7 +220,7 @@ class LatentCanvasModel(PretrainedModel):
             )
         z = self.latents(ids)
         if self.carry_norm is not None and state is not None: z = z + self.carry_norm(state)
-        if self.clean(L): z = torch.cat([self.latents(ids if clean is None else clean), z], 1)
+        if self.reads_clean(L): z = torch.cat([self.latents(ids if clean is None else clean), z], 1)
         return self.begin(z), *self.places(ids)
 
     def begin(
@@ -282,8 +278,7 @@ class LatentCanvasModel(PretrainedModel):
         clean: Tensor | None = None,  # [B, L] int64 as of `embed`
     ) -> Tensor:  # [B, L, D] the refined latent canvas
         "The last of `refinements`, and raise what it raises."
-        more = {} if clean is None else {"clean": clean}
-        for z in self.refinements(ids, num_refine_steps, state, **more): pass
+        for z in self.refinements(ids, num_refine_steps, state, clean): pass
         return self.finish(z, ids)
 
     def finish(
@@ -297,9 +292,15 @@ class LatentCanvasModel(PretrainedModel):
 
     def at_block_length(
         self,
-        block_length: int | None,  # the whole canvas where None
+        block_length: int,  # from the shortest to the longest of the config's block_lengths
     ) -> "LatentCanvasModel":  # with the same weights
-        "The model read in blocks of another length; ValueError for a length that can't be."
+        "The model read in blocks of another length; ValueError for one beyond those of training."
+        lengths = self.config.block_lengths
+        if not lengths or not min(lengths) <= block_length <= max(lengths):
+            raise ValueError(
+                f"block_length is {block_length}, and the model was trained in blocks of "
+                f"{', '.join(map(str, lengths)) or 'no length'}: read it at one of these or between"
+            )
         other = copy.copy(self)
         other.config = replace(self.config, block_length=block_length)
         return other
@@ -365,8 +366,7 @@ class LatentCanvasModel(PretrainedModel):
         clean: Tensor | None = None,  # as of `forward`
     ) -> list[Prediction]:  # K of them, as of `forward`
         "What stands in the canvas after each refinement."
-        more = {} if clean is None else {"clean": clean}
-        loop = self.refinements(ids, num_refine_steps, state, **more)
+        loop = self.refinements(ids, num_refine_steps, state, clean)
         return [self.decode(self.finish(z, ids), at) for z in loop]
 
     def default_policy(self) -> EntropyBound:

@@ -34,15 +34,23 @@ class Objective(Protocol):
 
 # %% ../nbs/09_objectives.ipynb #5ec3ab59
 def mask_batch(
-    config: Any,  # a model's; `block_length` may be missing or None
+    model: Any,  # a denoiser
     batch: Batch,
     mask_ratio: tuple[float, float],  # the range that rows, or blocks, draw their share from
-) -> tuple[Mask, dict[str, Tensor]]:  # what is hidden; what `denoise` is given beside the canvas
-    "Hide tokens of a batch, block by block where the model has blocks."
-    real = predicted_tokens(config, batch.ids)
+) -> tuple[Any, Mask, dict[str, Tensor]]:  # the model; what is hidden; what `denoise` is given
+    # beside the canvas
+    """Hide tokens of a batch, block by block where the model has blocks; one that is trained for
+    several lengths comes back at one that the batch has drawn."""
+    lengths = getattr(model.config, "block_lengths", ())
+    if len(lengths) > 1:
+        chance = torch.Generator().manual_seed(batch.seed + 1)
+        n = int(torch.randint(len(lengths), (), generator=chance))
+        model = model.at_block_length(lengths[n])
+    config, real = model.config, predicted_tokens(model.config, batch.ids)
     mask = mask_tokens(batch.noise, mask_ratio, real, getattr(config, "block_length", None))
-    return mask, clean_half(config, batch.ids)
+    return model, mask, clean_half(config, batch.ids)
 
+# %% ../nbs/09_objectives.ipynb #59400c9e
 @dataclass(frozen=True)
 class MaskedLM:
     """Masked reconstruction, the objective of any `Denoiser`; ValueError for values that make no
@@ -55,16 +63,9 @@ class MaskedLM:
     confidence_weight: float = 0.0  # weight of the confidence loss
     # the loss is the mean over those after each refinement, instead of the last one's
     deep_supervision: bool = False
-    # block lengths that each batch draws one of; the model's own where there are none
-    block_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_mask_ratio(self.mask_ratio)
-        if any(b < 1 for b in self.block_lengths):
-            raise ValueError(
-                f"block_lengths is {self.block_lengths}: give 1 for a token at a time, up to the "
-                "canvas's length for one block"
-            )
         K = self.num_refine_steps
         low, high = (
             (0, 0) if K is None else (K, K) if isinstance(K, int) else K if len(K) == 2 else (0, 0)
@@ -89,24 +90,6 @@ class MaskedLM:
         K = self.num_refine_steps
         if K is None or isinstance(K, int): return K
         return int(torch.randint(K[0], K[1] + 1, (), generator=torch.Generator().manual_seed(seed)))
-
-    def draw_block_length(
-        self,
-        seed: int,  # the batch's
-    ) -> int:
-        "The block length of a batch, one of `block_lengths`."
-        chance = torch.Generator().manual_seed(seed + 1)
-        n = int(torch.randint(len(self.block_lengths), (), generator=chance))
-        return self.block_lengths[n]
-
-    def in_blocks(self, model: Any, seed: int) -> Any:
-        "The model, as a batch has it; ValueError for one that knows no blocks."
-        if getattr(model.config, "block_length", None) is None:
-            raise ValueError(
-                f"block_lengths is {self.block_lengths}, and {type(model).__name__} has no "
-                "blocks: take a LatentCanvasModel with a block_length, or leave it empty"
-            )
-        return model.at_block_length(self.draw_block_length(seed))
 
     def costliest(self) -> "MaskedLM":
         "The same with the greatest K there may be, for counting operations."
@@ -143,8 +126,7 @@ class MaskedLM:
                 f"{type(model).__name__} has no denoise_each, and deep_supervision asks what it "
                 "says after each refinement: take a LatentCanvasModel, or turn it off"
             )
-        if self.block_lengths: model = self.in_blocks(model, batch.seed)
-        mask, clean = mask_batch(model.config, batch, self.mask_ratio)
+        model, mask, clean = mask_batch(model, batch, self.mask_ratio)
         canvas = batch.ids.masked_fill(mask.masked, model.config.mask_token_id)
         K, state = self.draw_refine_steps(batch.seed), None
         if isinstance(model, PretrainedModel) and model.carries_state:
@@ -238,7 +220,7 @@ class Prism:
     ) -> dict[str, Tensor]:  # scalars in nats: "loss" and its parts
         "Cross-entropy at the holes, and of the head where some of them have been filled."
         check_denoiser(model)
-        mask, clean = mask_batch(model.config, batch, self.mask_ratio)
+        model, mask, clean = mask_batch(model, batch, self.mask_ratio)
         canvas = batch.ids.masked_fill(mask.masked, model.config.mask_token_id)
         logits, held, _ = model.denoise(canvas, at=mask.masked, **clean)
         if held is None:

@@ -99,9 +99,6 @@ class TrainLira(TrainOptions, LatentCanvasConfig):  # type: ignore[misc]
     # guided re-masking asks it to
     judge_draws: bool = False
     deep_supervision: bool = False  # the canvas is read out, and paid for, after each refinement
-    # lengths of blocks that each batch draws one of, so that the weights can be read at each;
-    # block_length is what they are read at where nothing else is said, the longest where None
-    block_lengths: tuple[int, ...] = ()
     # how masked losses are averaged; mean_over_t is the source text's
     weighting: Literal["elbo", "mean_over_t"] = "elbo"
     mask_token_id: Decided[int | None] = None
@@ -113,17 +110,12 @@ class TrainLira(TrainOptions, LatentCanvasConfig):  # type: ignore[misc]
         "An untrained LIRA; ValueError for a shape that can't be."
         of_tokenizer = ("vocab_size", "mask_token_id", "pad_token_id", "given_token_ids")
         ids = {name: getattr(tokenizer, name) for name in of_tokenizer}
-        if self.block_lengths and self.block_length is None:
-            ids["block_length"] = max(self.block_lengths)
         return LatentCanvasModel(LatentCanvasConfig(**same_names(LatentCanvasConfig, self, **ids)))
 
     def stages(self) -> tuple[Stage, ...]:
         "One stage of variable masking, or the progressive four."
         every = (Stage("variable masking", MaskedLM(), data_fraction=1.0),)
-        paid: Any = dict(
-            weighting=self.weighting, deep_supervision=self.deep_supervision,
-            block_lengths=self.block_lengths,
-        )
+        paid: Any = dict(weighting=self.weighting, deep_supervision=self.deep_supervision)
         found: list[Stage] = []
         stages = PROGRESSIVE if self.progressive else every
         for number, stage in enumerate(stages, start=1):

@@ -6,12 +6,13 @@
 __all__ = ['TrainResult', 'LoggedTrainer', 'Trainer', 'fit', 'flops_per_update']
 
 # %% ../nbs/14_training.ipynb #f3aca982
+import copy
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 import torch
@@ -369,7 +370,16 @@ def flops_per_update(
     length: int,  # tokens of a canvas
 ) -> int:  # floating-point operations, a multiplication and an addition counted as two
     """Count the operations of one batch's losses and their gradients, by carrying them out on
-    random tokens; the model's gradients are cleared."""
+    random tokens, in the mean over the block lengths that batches draw; the model's gradients are
+    cleared."""
+    lengths = getattr(model.config, "block_lengths", ())
+    if len(lengths) > 1:
+        counts = list[int]()
+        for b in lengths:
+            one = copy.copy(model)
+            one.config = replace(model.config, block_length=b, block_lengths=(b,))
+            counts.append(flops_per_update(one, objective, batch_size, length))
+        return round(sum(counts) / len(counts))
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     ids = torch.randint(model.config.vocab_size, (batch_size, length), generator=generator)

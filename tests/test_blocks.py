@@ -1,6 +1,5 @@
 """Blocks on alphabets small enough to enumerate every text: one token at a time is a GPT, a bound stays a bound, the cache changes nothing."""
 import math
-from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from shimmer.objectives import MaskedLM, Prism
 from shimmer.policies import EntropyBound, TopK, UnmaskAction
 from shimmer.samplers import refine
 from shimmer.testing import total_probability
+from shimmer.training import flops_per_update
 
 V, MASK, PAD = 3, 4, 3
 EVERYTHING = dict(num_prelude_layers=1, num_coda_layers=1, reinject=True, loop_embedding=True)
@@ -23,7 +23,7 @@ EVERYTHING = dict(num_prelude_layers=1, num_coda_layers=1, reinject=True, loop_e
 def tiny(block_length=2, length=6, **options) -> LatentCanvasModel:
     "A model of random weights large enough to be opinionated."
     torch.manual_seed(0)
-    config = dict(vocab_size=4, hidden_size=16, num_layers=1, num_heads=2, num_refine_steps=2, max_seq_len=length, pad_token_id=PAD, begin_token=True)
+    config = dict(vocab_size=4, hidden_size=16, num_layers=1, num_heads=2, num_refine_steps=2, max_seq_len=length, pad_token_id=PAD, begin_token=True, block_lengths=(1, 99) if block_length else ())
     model = LatentCanvasModel(LatentCanvasConfig(**config | options | dict(block_length=block_length))).eval()
     for p in model.parameters(): p.data.mul_(3)
     return model
@@ -107,7 +107,9 @@ def test_cached_blocks_say_what_uncached_ones_say(block_length, steps, options, 
 def test_one_block_is_the_whole_canvas():
     model, empty = tiny(None, begin_token=False, position_embedding=True), torch.full((4, 6), MASK)
     whole = refine(model, empty, EntropyBound(0.5), 6, seed=3)
-    block = refine_blocks(model.at_block_length(6), empty, EntropyBound(0.5), seed=3)
+    other = tiny(6, begin_token=False, position_embedding=True)
+    other.load_state_dict(model.state_dict())
+    block = refine_blocks(other, empty, EntropyBound(0.5), seed=3)
     for name in ("ids", "canvases", "num_calls", "chosen"): assert getattr(whole, name).equal(getattr(block, name)), name
     torch.testing.assert_close(block.confidence[whole.chosen], whole.confidence[whole.chosen])
 
@@ -182,7 +184,7 @@ def test_words_that_are_fixed_within_blocks_stay():
 
 @pytest.mark.parametrize("objective", [MaskedLM((1e-6, 1.0)), MaskedLM((1e-6, 1.0), deep_supervision=True), Prism((1e-6, 1.0))])
 def test_the_loss_estimates_the_bound(objective):
-    model, ids = tiny(3, vocab_size=V, pad_token_id=None), texts(1)
+    model, ids = tiny(3, vocab_size=V, pad_token_id=None, block_lengths=()), texts(1)
     batch = Batch(ids.expand(4000, -1), draw_noise(4000, 6, torch.Generator().manual_seed(0)))
     with torch.no_grad(): losses = objective(model, batch)
     exact = exact_nelbo(model, ids).item() / 6
@@ -209,30 +211,35 @@ def test_blocks_are_masked_each_on_its_own():
 
 
 def test_a_mixture_trains_one_set_of_weights_for_all_lengths():
-    model, objective = tiny(6), MaskedLM(block_lengths=(1, 2, 6))
-    drawn = [objective.draw_block_length(seed) for seed in range(60)]
-    assert set(drawn) == {1, 2, 6} and drawn == [objective.draw_block_length(seed) for seed in range(60)]
-    for seed in range(3):
+    model, losses = tiny(None, block_lengths=(1, 2, 6)), set()
+    assert model.config.block_length == 6 and model.config.block_lengths == (1, 2, 6)
+    alone = {b: tiny(b, block_lengths=()) for b in (1, 2, 6)}  # the same weights
+    for seed in range(30):
         batch = Batch(texts(), draw_noise(5, 6, torch.Generator().manual_seed(0)), seed)
-        loss = objective(model, batch)["loss"]
-        assert torch.equal(loss, MaskedLM()(model.at_block_length(drawn[seed]), batch)["loss"])
+        loss = MaskedLM()(model, batch)["loss"]
+        assert torch.equal(loss, MaskedLM()(model, batch)["loss"])
+        found = [b for b, other in alone.items() if torch.equal(loss, MaskedLM()(other, batch)["loss"])]
+        assert len(found) == 1
+        losses |= set(found)
         loss.backward()
-    assert all(p.grad is not None for name, p in model.named_parameters() if "confidence" not in name) and model.config.block_length == 6
-    with pytest.raises(ValueError, match="has no blocks"): objective(Stranger(model), batch)
+    assert losses == {1, 2, 6} and all(p.grad is not None for name, p in model.named_parameters() if "confidence" not in name)
 
 
-class Stranger:
-    "A denoiser that knows no blocks."
-    def __init__(self, model): self.config, self.denoise = replace(model.config, block_length=None), model.denoise
+def test_operations_are_the_mean_over_the_lengths_that_are_drawn():
+    count = lambda lengths: flops_per_update(tiny(None, block_lengths=lengths), MaskedLM(), 4, 6)
+    assert count((1, 6)) == round((count((1,)) + count((6,))) / 2) and count((1,)) == pytest.approx(count((2,)), rel=0.01) and count((2,)) > 1.5 * count((6,))
 
 
-@pytest.mark.parametrize("options, message", [(dict(block_length=0), "block_length is 0"), (dict(block_length=-3), "block_length is -3"), (dict(block_length=2, carry_latent=True), "carry_latent is on")])
+@pytest.mark.parametrize("options, message", [(dict(block_length=0), "block_length is 0"), (dict(block_length=-3), "block_length is -3"), (dict(block_lengths=(4, 0)), r"block_lengths \(4, 0\)"), (dict(block_length=2, carry_latent=True), "carry_latent is on")])
 def test_a_config_that_can_be_no_model_is_refused(options, message):
     with pytest.raises(ValueError, match=message): LatentCanvasConfig(4, **options)
 
 
-def test_an_objective_of_no_lengths_is_refused():
-    with pytest.raises(ValueError, match=r"block_lengths is \(4, 0\)"): MaskedLM(block_lengths=(4, 0))
+@pytest.mark.parametrize("lengths, asked", [((4, 16), 1), ((4, 16), 17), ((2,), 1), ((1,), 2)])
+def test_a_length_beyond_those_of_training_is_refused(lengths, asked):
+    model = tiny(None, block_lengths=lengths)
+    with pytest.raises(ValueError, match=f"block_length is {asked}, and the model was trained in blocks of {lengths[0]}"): model.at_block_length(asked)
+    assert model.at_block_length(lengths[-1]).config.block_lengths == lengths
 
 
 def test_a_cache_of_other_weights_is_refused():
@@ -310,5 +317,7 @@ def test_a_speculated_text_depends_on_no_neighbour():
 def test_speculation_that_can_be_none_is_refused():
     with pytest.raises(ValueError, match="was not trained in blocks"): speculate_blocks(tiny(None), [[0]])
     with pytest.raises(ValueError, match="position vectors"): speculate_blocks(tiny(2, position_embedding=True), [[0]])
+    with pytest.raises(ValueError, match="block_length is 1, and the model was trained in blocks of 2"): speculate_blocks(tiny(2, block_lengths=()), [[0]])
+    with pytest.raises(ValueError, match="single tokens alone"): speculate_blocks(tiny(1, block_lengths=()), [[0]])
     with pytest.raises(ValueError, match="draft_length is 0"): speculate_blocks(tiny(2), [[0]], 0)
     with pytest.raises(ValueError, match="temperature is -1"): speculate_blocks(tiny(2), [[0]], gen_length=3, temperature=-1)
