@@ -25,10 +25,10 @@ OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # Jupyter's debugger warns of frozen modules at every kernel's start
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help demo test text sync reports compare bench docs pages guard wheel clean
+.PHONY: help demo test text sync reports compare bench docs pages guard wheel gpu clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: PARAMETERS := -p progress true
 demo: report-quickstart ## train, sample and score a small model in minutes: reports/quickstart.html
@@ -81,6 +81,13 @@ guard: $(STAMP) ## give new chapters the cell that installs the library in Colab
 
 wheel: $(STAMP) ## build the wheel and use it in an environment that has nothing else
 	$(PY) .ci/check_wheel.py
+
+.PHONY: gpu-pack
+gpu-pack: $(STAMP) ## pack code, encoded stories and a few wheels for a machine with a GPU: reports/gpu (LIMIT=20000 stories)
+	$(PY) .ci/gpu.py pack $(if $(LIMIT),--limit $(LIMIT))
+
+gpu: ## in the unpacked archive, on a machine with a GPU: test, train and measure for nine minutes, without a network
+	$(PYTHON) .ci/gpu.py run $(GPU_FLAGS)
 
 clean: ## remove what was made, except the environment, the text twins and the reports
 	rm -rf _proc _docs nbs/nbdev.yml build dist *.egg-info .pytest_cache .hypothesis

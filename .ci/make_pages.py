@@ -17,7 +17,7 @@ from make_api import API, pages
 from make_readme import for_root
 from summary import summary
 from findings import FINDINGS, good_for, six, verdict
-from tables import architectures_table, claims_page, map_table, measured_table, reports_table, results_table
+from tables import architectures_table, claims_page, gpu_table, map_table, measured_table, reports_table, results_table
 
 MADE = re.compile(r"<!-- made: (\w+) -->")
 FILLED = (NBS / "index.ipynb", *sorted((NBS / "evals").glob("*.ipynb")))
@@ -37,7 +37,7 @@ def demo() -> str:
     return f"```text\n{summary(report('quickstart'))}\n```"
 
 
-BLOCKS = {**{f"verdict_{name}": partial(verdict, name) for name in FINDINGS}, "six": six, "demo": demo, "results": results_table, "reports": reports_table, "map": map_table, "citation": citation, "claims": claims_page, "good_for": good_for, "architectures": architectures_table, "measured": measured_table}
+BLOCKS = {**{f"verdict_{name}": partial(verdict, name) for name in FINDINGS}, "six": six, "demo": demo, "results": results_table, "reports": reports_table, "map": map_table, "citation": citation, "claims": claims_page, "good_for": good_for, "architectures": architectures_table, "measured": measured_table, "gpu": gpu_table}
 
 
 def block(name: str) -> str:
