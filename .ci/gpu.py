@@ -4,6 +4,7 @@ network, tests the library on a GPU, trains a GPT, a canvas and blocks of 12 mil
 A run that was killed goes on where it stopped: each phase is kept in the report, each training in its checkpoint."""
 import argparse
 import datetime
+import importlib
 import io
 import json
 import math
@@ -98,12 +99,13 @@ def missing() -> list[str]:
 
 
 def use_wheels(folder: Path) -> None:
-    "Make the wheels importable that nothing installed stands for; pure Python is imported from its archive as it is."
+    "Unpack the wheels of what isn't installed, and make it importable, here and in what this starts."
     from importlib.util import find_spec
     for path in sorted(folder.glob("*.whl")):
         if find_spec(path.name.split("-")[0]) is None:
             target = folder / "unpacked"
             subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", target, path], check=True)
+            importlib.invalidate_caches()
             if str(target) not in sys.path: sys.path.append(str(target))
             os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(target)])
 
@@ -170,7 +172,7 @@ class Run:
         o, share = self.options, updates * self.options["batch_size"] / len(self.train)
         epochs = max(1, math.ceil(share))
         config = TrainConfig(batch_size=o["batch_size"], device=self.device, lr=o["lr"], optimizer="muon", muon_lr=o["muon_lr"], warmup_steps=min(100, updates // 5), precision=self.precision, compile=self.compiles, seed=o["seed"], progress=False, keep_best=folder is not None,
-                             log_every=10, validate_every=max(1, updates // 8), validation_texts=64, validation_draws=2, checkpoint_every=max(1, updates // 4), checkpoint_dir=folder and str(self.out / folder))
+                             log_every=10, validate_every=max(1, updates // 8) if folder else 10**9, validation_texts=64, validation_draws=2, checkpoint_every=max(1, updates // 4), checkpoint_dir=folder and str(self.out / folder))
         return fit(self.model(name), self.train, (Stage(name, self.objective(name), epochs, min(1.0, share / epochs)),), config, resume=folder is not None, valid=self.valid[:64])
 
     def ceiling(self) -> dict:
@@ -206,7 +208,7 @@ class Run:
     def plan(self) -> dict:
         "As many updates of each as cost the same number of operations and fill the time that is left."
         spent, cost = time.perf_counter() - self.began, {name: self.report[f"speed of {name}"] for name in ("GPT", "canvas", "blocks")}
-        left = max(0.55 * self.seconds, self.seconds - spent - 90) - spent * (spent < 0.3 * self.seconds)
+        left = max(0.4 * self.seconds, self.seconds - spent - 90)  # scoring and writing want a minute and a half
         budget = 0.9 * left / sum(row["seconds an update"] / row["gigaflop"] for row in cost.values())  # gigaflop for each
         return {"gigaflop": budget, "updates": {name: max(2, int(budget / row["gigaflop"])) for name, row in cost.items()}}
 

@@ -1,9 +1,11 @@
 """The GPU kit, tried without a GPU: what the archive holds, all phases in miniature, a run that goes on, and what is refused."""
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,19 @@ def test_on_a_gpu_it_compiles_in_bf16(unpacked, tmp_path, monkeypatch):
     sizes = {name: sum(p.numel() for p in made.model(name).parameters()) for name in ("GPT", "canvas", "blocks")}
     assert all(10e6 < size < 13e6 for size in sizes.values()), sizes
     assert all(made.model(name).compiled_parts for name in sizes)
+
+
+def test_a_wheel_stands_in_for_what_is_not_installed(tmp_path, monkeypatch):
+    info = "left_at_home-1.0.dist-info"
+    with zipfile.ZipFile(tmp_path / "left_at_home-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("left_at_home.py", "answer = 42\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: left-at-home\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    gpu.use_wheels(tmp_path)
+    assert importlib.import_module("left_at_home").answer == 42 and str(tmp_path / "unpacked") in os.environ["PYTHONPATH"]
 
 
 def test_the_page_of_results_shows_the_run_or_says_how_to_get_one(run, tmp_path, monkeypatch):
