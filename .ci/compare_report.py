@@ -117,11 +117,6 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("lira_vs_gpt/differences/tales*", within(0.02)),
     ("lira_vs_gpt/differences/*", within(0.1)),
     ("lira_vs_gpt/tuning/*", relative(0.1)),
-    # One recipe may win by a hair, and be left out another time
-    ("objective/winners/*", IGNORED),
-    ("objective/grid/*", relative(0.1)),
-    ("objective/*Muon's rate", IGNORED),
-    ("objective/results/*", within(0.1)),
     # Nats and bits a character: seeds 0.05 apart, 0.2 where a GPT has read its text a hundred times
     ("epochs/*epochs 100*", within(0.4)),
     ("epochs/*", within(0.15)),

@@ -40,21 +40,6 @@ def lira_vs_gpt() -> str:
             f"({_seeds('lira_vs_gpt')} seeds, models of width {find('lira_vs_gpt', ('settings', 'hidden_size'))}). {edge}")
 
 
-def objective() -> str:
-    rows = report("objective")["results"]
-    texts = list(dict.fromkeys(row["text"] for row in rows))
-    of = lambda recipe: [_row("objective", "results", text=text, recipe=recipe) for text in texts]
-    gain = lambda recipe: ", ".join(_interval(row, "against plain", "difference low", "difference high", "{:+.3f}").replace("+", "") if row["against plain"] < 0 else _interval(row, "against plain", "difference low", "difference high", "{:.3f}") for row in of(recipe))
-    ratio = lambda recipe: ", ".join(f"{row['ratio to GPT']:.2f}" for row in of(recipe))
-    winners = report("objective")["winners"]
-    alone = [recipe for recipe in dict.fromkeys(row["recipe"] for row in rows) if recipe not in ("plain", "GPT", "together") and not recipe.startswith("blocks")]
-    no = [recipe for recipe in alone if recipe not in winners and not recipe.startswith("carried latent,")]
-    head = f"On a canvas {len(winners)} of {len(winners) + len(no)} ingredients pay at equal operations" if winners else "On a canvas none of the proposed ingredients pays at equal operations"
-    return (f"**{head}.** {', '.join(winners).capitalize() or 'None'} {'help' if len(winners) > 1 else 'helps'}; {', '.join(no) or 'none'} {'do' if len(no) > 1 else 'does'} not, or not on enough texts. Together they change the bound by {gain('together')} bits a byte on {', '.join(texts)}. "
-            f"A GPT is not reached: the plain recipe needs {ratio('plain')} times its bits, the best together {ratio('together')}, blocks of 16 {ratio('blocks of 16')}, blocks of 4 {ratio('blocks of 4')} "
-            f"({_seeds('objective')} seeds, {find('objective', ('settings', 'updates'))} updates of the plain canvas).")
-
-
 def refinement_steps() -> str:
     at = lambda model: _interval(_row("refinement_steps", "results", model=model), "above the truth")
     cost = lambda model: _row("refinement_steps", "results", model=model)["teraflop"]
@@ -240,8 +225,8 @@ def speed() -> str:
             f"At a vocabulary of thousands, sampling is faster than it was, with the same tokens: {faster}. Against transformers' GPT-2 of the same shape our GPT takes {step:.2f} times as long for a training step and {token:.2f} times as long for a token with a cache.")
 
 
-FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, objective, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, nine_digits, depth, infilling, instructions, lira_options, speed)}
-FIGURES = dict(quickstart="fig-quickstart-learning", lira_vs_gpt="fig-lira-vs-gpt", objective="fig-objective-recipe", refinement_steps="fig-k-curve", curriculum="fig-curriculum", epochs="fig-epochs",
+FINDINGS = {made.__name__: made for made in (quickstart, lira_vs_gpt, refinement_steps, curriculum, epochs, gate, chunk_trm, claims, samplers, puzzles, nine_digits, depth, infilling, instructions, lira_options, speed)}
+FIGURES = dict(quickstart="fig-quickstart-learning", lira_vs_gpt="fig-lira-vs-gpt", refinement_steps="fig-k-curve", curriculum="fig-curriculum", epochs="fig-epochs",
                gate="fig-gate-equal-calls", chunk_trm="fig-main", claims="fig-claims-reliability", samplers="fig-samplers", puzzles="fig-puzzles", nine_digits="fig-nine-digits", depth="fig-depth-loops", infilling="fig-infilling", instructions="fig-instructions", lira_options="fig-lira-options", speed="fig-speed")
 SIX = ("puzzles", "samplers", "lira_vs_gpt", "refinement_steps", "gate", "chunk_trm")
 

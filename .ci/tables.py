@@ -203,11 +203,11 @@ def gpu_table() -> str:
         return "No run on a GPU is kept yet. `make gpu-pack` makes an archive of code and encoded stories; on a machine with a GPU, `make gpu` in the unpacked archive takes nine minutes and needs no network ([Contributing](contributing.qmd))."
     r = report("gpu")
     o, made, rows = r["settings"], r["made"], []
-    for name in ("GPT", "canvas", "blocks"):
-        speed = r[f"speed of {name}"]
-        for score in r[name]["scores"]:
-            read = name if score["block length"] is None else f"{name} of {score['block length']}"
-            rows.append([read, score["measure"], "{value:.3f} [{low:.3f}, {high:.3f}]".format(value=score["bits per byte"], **score), f"{speed['parameters'] / 1e6:.1f}M", f"{r[name]['updates']:,}", f"{speed['tokens a second']:,.0f}", f"{speed['share of the ceiling']:.0%}"])
+    for who in ("GPT", "canvas", "blocks"):
+        speed = r[f"speed of {who}"]
+        for score in r[who]["scores"]:
+            read = who if score["block length"] is None else f"{who} of {score['block length']}"
+            rows.append([read, score["measure"], "{value:.3f} [{low:.3f}, {high:.3f}]".format(value=score["bits per byte"], **score), f"{speed['parameters'] / 1e6:.1f}M", f"{r[who]['updates']:,}", f"{speed['tokens a second']:,.0f}", f"{speed['share of the ceiling']:.0%}"])
     writing = [[row["way"], str(row["batch"]), f"{row['calls']:.1f}", f"{row['tokens a second']:,.0f}"] for row in r["writing"]]
     head = f"One {o['device']}, {o['precision']}, {made['date']}, commit `{made['commit']}`, seed {o['seed']}: equal operations ({r['plan']['gigaflop'] / 1e6:.2f} petaflop each), windows of {o['length']} tokens; {r['tests']['passed']} CUDA tests passed, {r['tests']['failed']} failed. One learning rate for all. The share is that of the fastest matrix product."
     return "\n\n".join([head, table(["model", "measure", "bits per byte", "parameters", "updates", "tokens a second in training", "share"], rows), table(["writing", "texts at once", "calls", "tokens a second"], writing)])

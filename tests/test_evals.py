@@ -19,7 +19,6 @@ SMALL = dict(
     puzzles=dict(train_puzzles=60, names=2, tested=20, seeds=[0, 1], updates=4, batch_size=8, hidden_size=16, num_heads=2, num_layers=1, num_refine_steps=2, gpt_layers=[1], refinements=[1, 2, 3], test_refinements=[1, 2], muon_lrs=[0.01, 0.02], grid_updates=2, grid_puzzles=5, study_updates=2, studied=10, head_updates=2, compile_blocks=False),
     infilling=dict(updates=3, stories_updates=3, seeds=[0, 1], stories_seeds=[0], tested=3, tuned=2, drafts=2, edited=2, longer=2, stories_corpus="tales", stories_tokenizer="word", stories_vocab=None, stories_limit=200, stories_length=24, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, gpt_layers=1, muon_lrs=[0.01, 0.02], temperatures=[1.0], compile_blocks=False),
     nine_digits=dict(corpus_name="sudoku-6", train_puzzles=12, names=10, tested=8, tuned=6, seeds=[0, 1], updates=4, grid_part=0.5, studied=4, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, num_refine_steps=2, gpt_layers=1, test_refinements=[1, 2], muon_lrs=[0.02, 0.04], lesson_corpus="sudoku-4", lesson_puzzles=12, lesson_updates=2, lessons={"row by row": [[2, 2]], "solver's order": [[2, 1]]}, compile_blocks=False),
-    objective=dict(worlds=[dict(name="own", corpus="OWN_TEXT", tokenizer="char", vocab_size=None, length=24)], limit=200, updates=4, seeds=[0, 1], tested=8, exactly_tested=2, draws=2, tuned=4, muon_lrs=[0.01, 0.02], most_rates=3, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, compile_blocks=False),
     depth=dict(updates={"puzzles": 3, "tales": 3, "stories": 3}, seeds=[0, 1], tested=12, tuned=8, draws=2, train_puzzles=20, names=2, stories_corpus="tales", stories_tokenizer="word", stories_vocab=None, stories_limit=200, stories_length=24, batch_size=4, hidden_size=16, num_heads=2, num_layers=1, muon_lrs=[0.01, 0.02], compile_blocks=False),
     instructions=dict(updates=6, tuning_updates=3, seeds=[0, 1], asked=6, tuned=3, scored=6, draws=2, temperatures=[1.0], batch_size=4, hidden_size=16, num_heads=2, num_layers=1, gpt_layers=1, muon_lrs=[0.01, 0.02], tuning_lrs=[0.005, 0.01], compile_blocks=False),
     samplers=dict(seeds=[0, 1], judged_tales=2, replayed_tales=2, grid_tales=2, budgets=[6, 30], tuned_up_to=6, head_updates=2, verify_updates=2, stories_corpus="OWN_TEXT", stories_tokenizer="char", stories_vocab=None, stories_limit=20000, stories_length=12, stories_updates=3, stories_written=2, batch_size=4, hidden_size=16, num_layers=1, num_heads=2),
@@ -186,20 +185,6 @@ def test_nine_digits(report):
     assert sum(classes.values()) <= 8 and all(0 <= row["value"] <= 1 for row in figures["grades"])
     assert [(row["model"], row["lessons"]) for row in figures["lessons"]] == [("GPT, row by row", 1), ("GPT, row by row", 2), ("GPT, solver's order", 1), ("GPT, solver's order", 2)]
     assert all(abs(row["updates"] - figures["lessons"][i & 2]["updates"] * row["lessons"]) <= 1 for i, row in enumerate(figures["lessons"]))
-
-
-def test_objective(report):
-    _, figures = report("objective")
-    rows = {(row["text"], row["recipe"]): row for row in figures["results"]}
-    recipes = {recipe for _, recipe in rows}
-    assert {"plain", "GPT", "bell", "complementary", "suffixes", "begin token", "carried latent, asked twice", "plain, averaged weights", "blocks of 16, both ways", "together"} <= recipes
-    assert set(rows) == {(text, recipe) for text in ["own"] for recipe in recipes} and all(len(row["by seed"]) == 2 for row in rows.values())
-    assert all(row["difference low"] <= row["against plain"] <= row["difference high"] for row in rows.values())
-    updates = {recipe: row["updates"] for (_, recipe), row in rows.items()}
-    assert updates["blocks of 4"] < updates["plain"] == updates["complementary"] == 4 < updates["GPT"]
-    tried = [row["Muon's rate"] for row in figures["grid"] if row["recipe"] == "plain"]
-    assert rows["own", "plain"]["Muon's rate"] in tried and 2 <= len(tried) <= 3
-    assert set(figures["winners"]) <= recipes
 
 
 def test_depth(report):

@@ -63,7 +63,7 @@ def test_reports_runs_every_evaluation_in_a_job_of_its_own(tmp_path, asked, list
     env = {**os.environ, "ASKED": asked, "GITHUB_OUTPUT": str(tmp_path / "output")}
     subprocess.run(["bash", "-euc", run("reports", "list", "GITHUB_OUTPUT")], cwd=ROOT, check=True, env=env)
     name, _, value = (tmp_path / "output").read_text().partition("=")
-    assert (name, json.loads(value)) == ("reports", listed) and len(EVALUATIONS) == 17
+    assert (name, json.loads(value)) == ("reports", listed) and len(EVALUATIONS) == 16
     report = workflow("reports")["jobs"]["report"]
     assert report["strategy"] == {"fail-fast": False, "matrix": {"report": "${{ fromJSON(needs.list.outputs.reports) }}"}}
     assert (report["env"], report["needs"]) == ({"REPORT": "${{ matrix.report }}"}, "list")
