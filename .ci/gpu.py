@@ -121,7 +121,8 @@ class Run:
         self.began, self.seconds, self.out = time.perf_counter(), seconds, out
         self.options, self.device = SMALL if small else FULL, pick_device(device)
         self.precision, held = resolve_precision("auto", self.device), load_file(data / "stories.safetensors")
-        self.train, self.valid, self.sizes = held["train"].long(), held["valid"].long()[: self.options["scored"]], held["sizes"][: self.options["scored"]]
+        n, ids = self.options["scored"], held["valid"].long()
+        self.train, self.valid, self.other, self.sizes = held["train"].long(), ids[:n], ids[n:][:64], held["sizes"][:n]
         self.tokenizer, self.file = load_tokenizer(data / "tokenizer"), out / "report.json"
         name = torch.cuda.get_device_name() if self.device == "cuda" else platform.processor() or platform.machine()
         commit = (ROOT / "COMMIT").read_text().strip() if (ROOT / "COMMIT").exists() else subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -129,6 +130,7 @@ class Run:
         self.report = json.loads(self.file.read_text()) if self.file.exists() else {"settings": settings, "made": {"date": datetime.date.today().isoformat(), "commit": commit, "torch": torch.__version__}}
         if (before := self.report["settings"]) != settings:
             raise ValueError(f"{self.file} was begun with another {' and '.join(key for key in settings if before.get(key) != settings[key])}: go on with the same, or give another --out")
+        if not len(self.other): raise ValueError(f"the validation text has {len(ids)} windows: {n} are scored, and the best weights are chosen on others, so pack more text or shorter windows")
 
     @property
     def compiles(self) -> bool: return self.device == "cuda"
@@ -173,7 +175,7 @@ class Run:
         epochs = max(1, math.ceil(share))
         config = TrainConfig(batch_size=o["batch_size"], device=self.device, lr=o["lr"], optimizer="muon", muon_lr=o["muon_lr"], warmup_steps=min(100, updates // 5), precision=self.precision, compile=self.compiles, seed=o["seed"], progress=False, keep_best=folder is not None,
                              log_every=10, validate_every=max(1, updates // 8) if folder else 10**9, validation_texts=64, validation_draws=2, checkpoint_every=max(1, updates // 4), checkpoint_dir=folder and str(self.out / folder))
-        return fit(self.model(name), self.train, (Stage(name, self.objective(name), epochs, min(1.0, share / epochs)),), config, resume=folder is not None, valid=self.valid[:64])
+        return fit(self.model(name), self.train, (Stage(name, self.objective(name), epochs, min(1.0, share / epochs)),), config, resume=folder is not None, valid=self.other)
 
     def ceiling(self) -> dict:
         "The fastest square matrix product in the precision of training: operations a second."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / ".ci"))
@@ -98,6 +99,7 @@ def test_what_is_refused(run, unpacked, tmp_path):
 
 
 def test_on_a_gpu_it_compiles_in_bf16(unpacked, tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu.FULL, "scored", 4)
     monkeypatch.setattr("shimmer.devices.pick_device", lambda name: "cuda")
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A fake GPU")
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
@@ -106,6 +108,14 @@ def test_on_a_gpu_it_compiles_in_bf16(unpacked, tmp_path, monkeypatch):
     sizes = {name: sum(p.numel() for p in made.model(name).parameters()) for name in ("GPT", "canvas", "blocks")}
     assert all(10e6 < size < 13e6 for size in sizes.values()), sizes
     assert all(made.model(name).compiled_parts for name in sizes)
+
+
+def test_weights_are_chosen_on_other_windows_than_are_scored(unpacked, tmp_path, monkeypatch):
+    held = gpu.Run(unpacked / "data", tmp_path, "cpu", True, 5.0)
+    there = load_file(unpacked / "data/stories.safetensors")["valid"].long()
+    assert len(held.valid) == len(held.sizes) == gpu.SMALL["scored"] and torch.equal(torch.cat([held.valid, held.other]), there[: 4 + 64]) and len(held.other)
+    monkeypatch.setitem(gpu.SMALL, "scored", len(held.valid) + len(held.other))
+    with pytest.raises(ValueError, match="pack more text or shorter windows"): gpu.Run(unpacked / "data", tmp_path / "more", "cpu", True, 5.0)
 
 
 def test_a_wheel_stands_in_for_what_is_not_installed(tmp_path, monkeypatch):
